@@ -1,0 +1,41 @@
+"""grpokit: the GRPO family of RL algorithms for language models, exactly.
+
+Names are loaded when they are first used: importing the package costs nothing, the row side needs NumPy alone, and
+torch is imported by the losses only. What is here is typed in ``__init__.pyi``.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "advantage": ("GlobalNorm", "GroupNorm", "LeaveOneOut", "MeanBaseline"),
+    "aggregate": ("Constant", "SequenceMean", "SequenceSum", "TokenMean"),
+    "batch": ("TokenBatch",),
+    "errors": ("FileError", "GrpokitError", "InputError", "InputTypeError", "StateError"),
+    "mismatch": ("TIS", "IcePop"),
+    "objective": ("KL", "Clip", "Entropy", "Reinforce"),
+    "_recipe": ("Recipe", "Term", "recipe", "recipe_names"),
+    "rollouts": ("GroupStats", "GroupTable", "Processed", "advantages", "group", "group_stats", "process"),
+    "selection": ("HasSignal", "NotTruncated", "Reason"),
+    "shaping": ("Overlong", "overlong_penalty"),
+    "stages": ("Advantage", "Aggregate", "Correct", "Objective", "Select", "Shape", "Stage", "register"),
+    "_native": ("Groups", "__version__"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = ("loss", "reference", "trainer")
+
+__all__ = [*(name for name in _MODULE_OF if not name.startswith("_")), *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"grpokit.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'grpokit' has no attribute {name!r}")
+    value = getattr(import_module(f"grpokit.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,308 @@
+"""A recipe: one algorithm as a value, one field a stage.
+
+A recipe states everything that changes a number and nothing that changes during training. Every stage is a frozen
+dataclass, so a recipe can be compared, hashed, edited with `replace`, and written to TOML or JSON and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .aggregate import TokenMean
+from .errors import error, nearest
+from .stages import Advantage, Aggregate, Correct, Objective, Select, Shape, Stage, fields_of, lookup
+
+_STAGES = {
+    "shape": "shape",
+    "select": "select",
+    "advantage": "advantage",
+    "correct": "correct",
+    "objective": "objective",
+    "aggregate": "aggregate",
+    "weigh": "correct",
+}
+_MANY = ("shape", "select", "correct", "weigh")
+_ORDER = ("shape", "select", "advantage", "correct", "objective", "aggregate")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One more term of the loss: scale · Σ_t c_t · w_t · value_t.
+
+    Parameters
+    ----------
+    objective : Objective
+        The value per token.
+    scale : float
+        Its factor: the paper's β for a KL term, minus the coefficient for an entropy bonus.
+    weigh : tuple of Correct
+        Weights of this term alone; a weight of 0 removes the token from it.
+    aggregate : Aggregate
+        Its own denominator.
+    """
+
+    objective: Objective
+    scale: float = 1.0
+    weigh: tuple[Correct, ...] = ()
+    aggregate: Aggregate = field(default_factory=TokenMean)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One algorithm of the GRPO family.
+
+    Parameters
+    ----------
+    name : str
+        What it is called in tables and files.
+    papers : tuple of str
+        Title and arXiv number of each.
+    shape : tuple of Shape
+        What is added to the reward before the advantage is taken.
+    select : tuple of Select
+        What drops rows, in the order written; each sees what the earlier ones left.
+    advantage : Advantage
+        The estimator.
+    ratio : {"old", "rollout"}
+        The policy that the ratio r = π / π_ratio is taken against.
+    correct : tuple of Correct
+        Weights of the policy term.
+    objective : Objective
+        The policy term's value per token.
+    aggregate : Aggregate
+        The policy term's denominator.
+    extra : tuple of Term
+        KL, entropy and other terms.
+    not_finite : {"error", "drop"}
+        What happens to a row whose reward is NaN or infinite.
+    sources : tuple of (str, str)
+        Where each number is from, by "stage.parameter".
+    leaves_out : str
+        What of the paper is not in the recipe.
+    """
+
+    name: str
+    papers: tuple[str, ...] = ()
+    shape: tuple[Shape, ...] = ()
+    select: tuple[Select, ...] = ()
+    advantage: Advantage
+    ratio: Literal["old", "rollout"] = "old"
+    correct: tuple[Correct, ...] = ()
+    objective: Objective
+    aggregate: Aggregate = field(default_factory=TokenMean)
+    extra: tuple[Term, ...] = ()
+    not_finite: Literal["error", "drop"] = "error"
+    sources: tuple[tuple[str, str], ...] = ()
+    leaves_out: str = ""
+
+    def __post_init__(self) -> None:
+        for name, expected in (("advantage", Advantage), ("objective", Objective), ("aggregate", Aggregate)):
+            _check(self, name, getattr(self, name), expected)
+        for name, expected in (("shape", Shape), ("select", Select), ("correct", Correct), ("extra", Term)):
+            value = getattr(self, name)
+            if not isinstance(value, tuple):
+                raise error(
+                    "bad_parameter", owner="Recipe", name=name, given=value, expected=f"a tuple of {expected.__name__}"
+                )
+            for stage in value:
+                _check(self, name, stage, expected)
+        for name, choices in (("ratio", ("old", "rollout")), ("not_finite", ("error", "drop"))):
+            if getattr(self, name) not in choices:
+                raise error(
+                    "bad_parameter", owner="Recipe", name=name, given=getattr(self, name), expected=f"one of {choices}"
+                )
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The policy term and the extra ones."""
+        return (Term(self.objective, 1.0, self.correct, self.aggregate), *self.extra)
+
+    def reads(self, column: str) -> bool:
+        """Whether a token stage (stages 5 to 7) reads the column."""
+        return any(column in stage.reads for term in self.terms for stage in (term.objective, *term.weigh))
+
+    def replace(self, **changes: Any) -> Recipe:
+        """The same recipe with other stages.
+
+        Examples
+        --------
+        >>> import grpokit as gk
+        >>> gk.recipe("dapo", max_len=20_480).replace(select=()).select
+        ()
+        """
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise error(
+                    "unknown_parameter", owner="Recipe", given=name, nearest=nearest(name, known), known=", ".join(known)
+                )
+        kept = tuple((k, v) for k, v in self.sources if k.split(".")[0] not in changes)
+        return dataclasses.replace(self, **({"sources": kept} | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, for TOML or JSON; `from_dict` reads it back."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in _ORDER:
+            data[name] = [_dump(s) for s in data[name]] if name in _MANY else _dump(data[name])
+        data["papers"], data["sources"] = list(self.papers), dict(self.sources)
+        data["extra"] = [
+            {
+                "objective": _dump(t.objective),
+                "scale": t.scale,
+                "weigh": [_dump(s) for s in t.weigh],
+                "aggregate": _dump(t.aggregate),
+            }
+            for t in self.extra
+        ]
+        return {name: value for name, value in data.items() if value not in ([], {}, "")}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """A recipe from what `to_dict` wrote.
+
+        Raises
+        ------
+        InputError
+            An unknown key or stage (with the nearest name), or one that is missing.
+        """
+        _known("Recipe", data, [f.name for f in dataclasses.fields(cls)])
+        _needed("Recipe", data, ["name", "advantage", "objective"], 'Recipe.from_dict({"name": "mine", ...})')
+        read = {name: _read(name, value) for name, value in data.items() if name in _STAGES}
+        terms = []
+        for entry in data.get("extra", ()):
+            _known("Term", entry, [f.name for f in dataclasses.fields(Term)])
+            _needed("Term", entry, ["objective"], 'extra = [{"objective": {"stage": "KL"}, "scale": 0.04}]')
+            terms.append(Term(**{k: _read(k, v) if k in _STAGES else v for k, v in entry.items()}))
+        rest = {name: value for name, value in data.items() if name in ("name", "ratio", "not_finite", "leaves_out")}
+        papers, sources = tuple(data.get("papers", ())), tuple(dict(data.get("sources", {})).items())
+        return cls(**read, **rest, extra=tuple(terms), papers=papers, sources=sources)
+
+    def explain(self) -> str:
+        """The stages in order, the equation, every number and where it is from."""
+        return "\n".join(_explain(self))
+
+
+def recipe(name: str, /, **parameters: Any) -> Recipe:
+    """A named recipe.
+
+    Parameters
+    ----------
+    name : str
+        One of `recipe_names`.
+    **parameters
+        The paper's symbols. Those without a default are required: no paper states them, or they belong to your run.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    InputError
+        An unknown recipe or parameter (with the nearest name), or a required one that is missing.
+
+    Examples
+    --------
+    >>> import grpokit as gk
+    >>> gk.recipe("dapo", max_len=20_480).shape
+    (Overlong(max_len=20480, cache=4096),)
+    """
+    make: Callable[..., Recipe] = lookup("recipe", name)
+    signature = inspect.signature(make)
+    known = list(signature.parameters)
+    owner = f"recipe({name!r})"
+    _known(owner, parameters, known)
+    needed = [p.name for p in signature.parameters.values() if p.default is p.empty]
+    _needed(owner, parameters, needed, f"recipe({name!r}, " + ", ".join(f"{p}=..." for p in needed) + ")")
+    return make(**parameters)
+
+
+def recipe_names() -> dict[str, str]:
+    """The named recipes and the papers that they are from.
+
+    Examples
+    --------
+    >>> import grpokit as gk
+    >>> gk.recipe_names()["dapo"]
+    'DAPO, arXiv:2503.14476'
+    """
+    lookup("recipe", "grpo")
+    from .stages import REGISTRY
+
+    return {name: (make.__doc__ or "").split("\n")[0].rstrip(".") for name, make in REGISTRY["recipe"].items()}
+
+
+def _check(owner: Recipe, name: str, value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise error("bad_parameter", owner="Recipe", name=name, given=value, expected=f"a grpokit.{expected.__name__}")
+
+
+def _known(owner: str, given: Mapping[str, Any], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise error(
+                "unknown_parameter", owner=owner, given=name, nearest=nearest(name, known), known=", ".join(known)
+            )
+
+
+def _needed(owner: str, given: Mapping[str, Any], needed: list[str], example: str) -> None:
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise error("missing_parameter", owner=owner, missing=", ".join(missing), example=example)
+
+
+def _dump(stage: Stage) -> dict[str, Any]:
+    # None is left out, since TOML has no word for it; it is the default of every parameter that may be None.
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields_of(stage).items() if v is not None}
+    return {"stage": type(stage).__name__} | fields
+
+
+def _read(name: str, value: Any) -> Any:
+    return tuple(_stage(_STAGES[name], v) for v in value) if name in _MANY else _stage(_STAGES[name], value)
+
+
+def _stage(kind: str, data: Mapping[str, Any]) -> Any:
+    _needed(f"a {kind} stage", data, ["stage"], '{"stage": "Clip", "low": 0.2}')
+    cls = lookup(kind, data["stage"])
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "stage"}
+    fields = dataclasses.fields(cls)
+    _known(cls.__name__, given, [f.name for f in fields])
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    _needed(cls.__name__, given, required, f"{cls.__name__}({', '.join(f'{r}=...' for r in required)})")
+    return cls(**given)
+
+
+def _explain(recipe: Recipe) -> list[str]:
+    sources, lines = dict(recipe.sources), [f"{recipe.name}: {'; '.join(recipe.papers) or 'no paper given'}", ""]
+
+    def show(label: str, stage: Stage) -> None:
+        lines.append(f"  {label:<10} {type(stage).__name__:<14} {stage.equation}")
+        for name, value in fields_of(stage).items():
+            where = sources.get(f"{label}.{name}", "given" if value is not None else "not used")
+            lines.append(f"  {'':<10}   {name} = {value!r:<12} {where}")
+
+    for label in _ORDER:
+        stages = getattr(recipe, label)
+        for stage in stages if isinstance(stages, tuple) else (stages,):
+            show(label, stage)
+    for term in recipe.extra:
+        show("extra", term.objective)
+        lines.append(f"  {'':<10}   scale = {term.scale!r:<12} {sources.get('extra.scale', 'given')}")
+        for weight in term.weigh:
+            show("weigh", weight)
+        show("over", term.aggregate)
+    lines += ["", "  LOSS = " + " + ".join(_term(term) for term in recipe.terms)]
+    lines.append(f"  r = π / π_{recipe.ratio}, A constant, over the live tokens t; the denominators are the whole batch's")
+    if recipe.leaves_out:
+        lines += ["", f"  Left out: {recipe.leaves_out}"]
+    return lines
+
+
+def _term(term: Term) -> str:
+    scale = "" if term.scale == 1 else f"{term.scale:g} · "
+    weights = "".join(f"{type(w).__name__}_t · " for w in term.weigh)
+    return f"{scale}Σ_t {weights}[{term.objective.equation}] / ({term.aggregate.equation})"

@@ -1,0 +1,177 @@
+"""The one equation: LOSS = Σ_k scale_k · Σ_t c_kt · w_kt · value_kt, over the live tokens t.
+
+In: a `TokenBatch`, a recipe and the current policy's columns. Out: the `Coefficients`, each token's loss and
+∂LOSS/∂column, which is all that the model ever sees of an algorithm.
+
+value_kt is an objective's, the only thing with a gradient; w_kt is the product of the term's weights, and 0 drops the
+token from the term; c_kt is one over an aggregate's denominator, which belongs to the whole optimizer step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import error
+from .tokens import Normalizer, Segments, Tokens, missing, sum_segments
+
+if TYPE_CHECKING:
+    from .batch import TokenBatch
+    from ._recipe import Recipe, Term
+    from .stages import Correct, Stage
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What a recipe makes of the current policy, of T live tokens.
+
+    Attributes
+    ----------
+    loss : (T,)
+        Each token's contribution to LOSS.
+    gradients : dict of (T,)
+        ∂LOSS/∂column for each current column: g for ``logps``, h for ``entropies``.
+    policy : (T,)
+        The policy term's own share of g; 0 where its gate is closed.
+    weights : (T,)
+        The policy term's weights.
+    """
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+    policy: Tensor
+    weights: Tensor
+
+    def part(self, at: slice) -> Coefficients:
+        """Those of some of the tokens."""
+        gradients = {name: x[at] for name, x in self.gradients.items()}
+        return Coefficients(self.loss[at], gradients, self.policy[at], self.weights[at])
+
+
+def coefficients(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:
+    """Each token's loss and its derivative by each current column.
+
+    Parameters
+    ----------
+    batch : TokenBatch
+        The constants; a part is enough unless `batch.needs_whole(recipe)`.
+    recipe : Recipe
+        Its stages 5 to 7.
+    current : dict of (T,) float tensors
+        The current policy on the live tokens: ``logps``, and ``entropies``, ... where the recipe reads them.
+
+    Returns
+    -------
+    Coefficients
+
+    Raises
+    ------
+    InputError
+        `missing_token_column`, `undeclared_column`, `stage_result`.
+
+    Examples
+    --------
+    >>> import grpokit as gk
+    >>> batch = gk.TokenBatch(targets=torch.tensor([[4, 2]]), advantages=torch.tensor([1.0]))
+    >>> coefficients(batch, gk.recipe("rloo"), {"logps": torch.tensor([-1.0, -2.0])}).gradients["logps"]
+    tensor([-0.5000, -0.5000])
+    """
+    _check_reads(batch, recipe, current)
+    with torch.enable_grad():
+        leaves = {name: x.detach().requires_grad_() for name, x in current.items()}
+        # The policy term reads through views of the leaves: one backward pass then yields its own share as well.
+        views = {name: x.view_as(x) for name, x in leaves.items()}
+        policy, *extra = recipe.terms
+        loss, weights = _contribution(batch, policy, batch.tokens(recipe, views))
+        tokens = batch.tokens(recipe, leaves)
+        for term in extra:
+            loss = loss + _contribution(batch, term, tokens)[0]
+        wanted = [*leaves.values(), views["logps"]]
+        *gradients, share = torch.autograd.grad(loss.sum(), wanted, materialize_grads=True)
+    return Coefficients(loss.detach(), dict(zip(leaves, gradients, strict=True)), share, weights)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """A term's weights, its scale over its denominators, and what the weights leave (None: everything)."""
+
+    weights: Tensor
+    share: Tensor
+    kept: Segments | None
+
+
+def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Each token's contribution of one term, as a graph over the current columns, and the term's weights."""
+    with torch.no_grad():
+        settled = _settle(batch, term, tokens)
+        dtype = tokens.logps.dtype
+        weights, share = settled.weights.to(dtype), settled.share.to(dtype)
+        factor = share if term.objective.folds or not term.weigh else share * weights
+    left = tokens.only(settled.kept, weight=weights, factor=factor)
+    value = term.objective.value(left.shown_to(term.objective))
+    _check_result(term.objective, value, left.factor)
+    if not value.requires_grad:
+        expected = "one that depends on the current policy's columns"
+        raise error("stage_result", stage=type(term.objective).__name__, given="a value without gradient", expected=expected)
+    contribution = left.factor * value
+    if settled.kept is not None:
+        contribution = contribution.new_zeros(len(weights)).index_copy(0, settled.kept.index, contribution)
+    return contribution, weights
+
+
+def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
+    """What does not change with the policy is the whole batch's and made once; the rest is made of `tokens`."""
+    whole, late = batch.whole, batch.late(term)
+    if term not in whole.settled:
+        constants = Tokens(whole.columns, whole.live.lengths)
+        ones = torch.ones_like(whole.columns["length"], dtype=torch.float64)
+        early = [stage for stage in term.weigh if stage not in late]
+        whole.settled[term] = _weigh(term, ones, early, constants)
+    settled: _Settled = whole.settled[term]
+    if late:
+        now = _weigh(term, settled.weights[batch.at], late, tokens)
+        return now if term.aggregate.over == "kept" else _Settled(now.weights, settled.share[batch.at], now.kept)
+    if batch is whole:
+        return settled
+    kept = settled.kept
+    if kept is not None:
+        kept = kept.part(batch.rows.start, batch.rows.stop, batch.at.start)
+    return _Settled(settled.weights[batch.at], settled.share[batch.at], kept)
+
+
+def _weigh(term: Term, weights: Tensor, stages: Iterable[Correct], tokens: Tokens) -> _Settled:
+    for stage in stages:
+        weight = stage.weight(tokens.shown_to(stage))
+        _check_result(stage, weight, weights)
+        weights = weights * weight
+    there, lengths = weights != 0, tokens.length
+    kept = None if not term.weigh or bool(there.all()) else Segments.of(there, tokens.lengths)
+    if term.aggregate.over == "kept":
+        lengths = sum_segments(there, tokens.lengths).repeat_interleave(tokens.lengths, output_size=len(there))
+    counts = Normalizer.of(weights, tokens.lengths, term.aggregate.over)
+    denominator = term.aggregate.denominator(counts, lengths.double())
+    # A denominator of 0 belongs to tokens that are not kept.
+    return _Settled(weights, term.scale / torch.where(denominator > 0, denominator, 1.0), kept)
+
+
+def _check_reads(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> None:
+    base = f"{recipe.ratio}_logps"
+    known = {**batch.columns, **current, "old_logps": None, "weight": None}
+    for term in recipe.terms:
+        for stage in (term.objective, *term.weigh):
+            for column in stage.reads - known.keys():
+                if column != "log_ratio" or base not in known:
+                    column = base if column == "log_ratio" else column
+                    given = [*batch.columns, *current]
+                    raise missing(column, type(stage).__name__, dict.fromkeys(given))
+
+
+def _check_result(stage: Stage, result: object, like: Tensor) -> None:
+    if not isinstance(result, Tensor) or result.shape != like.shape or result.device != like.device:
+        given = f"shape {tuple(result.shape)} on {result.device}" if isinstance(result, Tensor) else type(result)
+        expected = f"a tensor of shape {tuple(like.shape)} on {like.device}, one value per token"
+        raise error("stage_result", stage=type(stage).__name__, given=given, expected=expected)

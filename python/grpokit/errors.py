@@ -1,0 +1,281 @@
+"""Every error of grpokit, in one table: what was given, what was expected, what to do.
+
+An error has a `kind`, a key of `KINDS`, and the numbers and names that its sentence is made of. The Rust core
+and Python raise the same kinds through `error`, and a test walks the table and provokes each of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class GrpokitError(Exception):
+    """The base of all errors that grpokit raises on purpose.
+
+    Attributes
+    ----------
+    kind : str
+        The key into `KINDS`.
+    context : dict
+        What the message was made of.
+    """
+
+    def __init__(self, kind: str, **context: object) -> None:
+        self.kind = kind
+        self.context = context
+        super().__init__(KINDS[kind].template.format(**context))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (self.kind, self.context)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class InputError(GrpokitError, ValueError):
+    """A value that cannot be meant."""
+
+
+class InputTypeError(GrpokitError, TypeError):
+    """An argument of a type that is not understood."""
+
+
+class FileError(GrpokitError, OSError):
+    """A file that cannot be read or must not be written."""
+
+
+class StateError(GrpokitError, RuntimeError):
+    """Calls in an order that cannot work."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table: the exception class and the sentence."""
+
+    cls: type[GrpokitError]
+    template: str
+
+
+KINDS: dict[str, Kind] = {
+    # columns
+    "missing_column": Kind(
+        InputError,
+        "{reader} reads column {column!r}, which is not there (given: {given}).{nearest} "
+        "Add it, or name yours with columns={{{column!r}: ...}}.",
+    ),
+    "column_length": Kind(
+        InputError,
+        "column {column!r} has {length} rows, {other!r} has {expected}. Every column must have one value per row.",
+    ),
+    "column_type": Kind(
+        InputTypeError,
+        "column {column!r} holds {given}; expected {expected}. Convert it before the call.",
+    ),
+    "column_shape": Kind(
+        InputError,
+        "column {column!r} has shape {shape}; expected one dimension, one value per row. Flatten it or pick a column.",
+    ),
+    "table_type": Kind(
+        InputTypeError,
+        "rollouts are given as {given}; expected a table with __arrow_c_stream__ (pyarrow, polars, pandas 3, duckdb), "
+        "a dict of NumPy arrays or lists, or a list of dicts.",
+    ),
+    "record_fields": Kind(
+        InputError,
+        "record {row} lacks the field {field!r} that record 0 has. Give every record the same fields (None for unknown).",
+    ),
+    "null_value": Kind(
+        InputError,
+        "column {column!r} is null in {count} rows, the first: {rows}. Only `reward` and `gate` may be null; "
+        "fill or drop these rows.",
+    ),
+    "unknown_finish": Kind(
+        InputError,
+        "column 'finish' holds {given!r}; expected one of {expected}. Map your framework's words to these.",
+    ),
+    # numbers
+    "not_finite": Kind(
+        InputError,
+        "{column!r} is NaN or infinite in {count} rows, the first: {rows}. A failed scorer must give null (None), "
+        "never a number; or use a recipe with not_finite='drop'.",
+    ),
+    "negative_length": Kind(
+        InputError,
+        "{column!r} is negative in row {row}: {value}. Lengths are counts of tokens, 0 or more.",
+    ),
+    "too_large": Kind(
+        InputError,
+        "the reward of row {row} is {value}; expected at most 1e150 in size, so that its square is a number. Rescale "
+        "the rewards.",
+    ),
+    "too_many_rows": Kind(
+        InputError,
+        "{given} rows in one call; expected fewer than 4,294,967,295. Process the table in parts of whole groups.",
+    ),
+    "zero_weight": Kind(
+        InputError,
+        "batch number {batch}, in order of first appearance, has no tokens in its kept rows, so the mean over its "
+        "tokens does not exist. Give a `response_len` above 0, or GlobalNorm(over='sequences').",
+    ),
+    # recipes and stages
+    "unknown_recipe": Kind(
+        InputError,
+        "there is no recipe {given!r}.{nearest} The names are in grpokit.recipe_names(): {known}.",
+    ),
+    "unknown_parameter": Kind(
+        InputError,
+        "{owner} has no parameter {given!r}.{nearest} Its parameters are: {known}.",
+    ),
+    "missing_parameter": Kind(
+        InputError,
+        "{owner} needs {missing}: no paper states it, or it belongs to your run. Give it, as in {example}.",
+    ),
+    "bad_parameter": Kind(
+        InputError,
+        "{owner}: {name}={given!r}; expected {expected}.",
+    ),
+    "unknown_stage": Kind(
+        InputError,
+        "there is no {kind} stage {given!r}.{nearest} The registered ones are: {known}.",
+    ),
+    "registered_twice": Kind(
+        InputError,
+        "{kind} {name!r} is registered already, by {owner}. Choose another name.",
+    ),
+    "bad_registration": Kind(
+        InputTypeError,
+        "cannot register {given} as {kind!r}; expected {expected}.",
+    ),
+    "stage_result": Kind(
+        InputError,
+        "{stage} returned {given}; expected {expected}.",
+    ),
+    # losses
+    "missing_token_column": Kind(
+        InputError,
+        "{reader} reads {column!r}, which neither the TokenBatch nor the call has (given: {given}).{nearest} "
+        "Constants go to TokenBatch({column}=...), what carries a gradient goes with the call.",
+    ),
+    "token_shape": Kind(
+        InputError,
+        "{name} has shape {given}; expected {expected}.",
+    ),
+    "token_type": Kind(
+        InputTypeError,
+        "{name} is {given}; expected {expected}.",
+    ),
+    "target_range": Kind(
+        InputError,
+        "a live target is {value}, the logits have {vocabulary} entries. Targets are token ids from 0 to {last}; "
+        "mask positions that have none.",
+    ),
+    "undeclared_column": Kind(
+        InputError,
+        "{reader} touches {column!r} without declaring it. Add {column!r} to its `reads`.",
+    ),
+    "column_twice": Kind(
+        InputError,
+        "{column!r} is given to the TokenBatch and with the call. Give it once: what carries a gradient goes with the "
+        "call, what does not to the TokenBatch.",
+    ),
+    "reserved_column": Kind(
+        InputError,
+        "a column cannot be given as {column!r} {where}: the loss makes it itself, or takes it elsewhere. Choose "
+        "another name.",
+    ),
+    "ambiguous_column": Kind(
+        InputError,
+        "{column!r} has shape {shape}, and the packed batch has as many places as sequences, some of them empty: "
+        "this may be a value per place or per sequence. Leave out the empty sequences.",
+    ),
+    "bad_cu_seqlens": Kind(
+        InputError,
+        "cu_seqlens is {given}; expected whole numbers that start at 0, never fall and end at the {places} places "
+        "of targets.",
+    ),
+    "not_observed": Kind(
+        StateError,
+        "{recipe} needs the current policy on the whole batch, and not every part was shown to it. Call "
+        "grpokit.loss.observe on every part of the split, without gradient, before the first loss.",
+    ),
+    # the host
+    "bad_threads": Kind(
+        InputError,
+        "{source} is {given!r}; expected a whole number of threads, 1 or more.",
+    ),
+    "bad_keys": Kind(
+        InputTypeError,
+        "group ids are {given}; expected integers, strings or bytes, or a list of such columns for a composite key.",
+    ),
+    "file_exists": Kind(
+        FileError,
+        "{path} exists already. Choose another name, or say --overwrite.",
+    ),
+    "file_unreadable": Kind(
+        FileError,
+        "{path} cannot be read: {reason}.",
+    ),
+    "missing_extra": Kind(
+        InputError,
+        "{what} needs {package}, which is not installed. Run: pip install 'grpokit[{extra}]'.",
+    ),
+    "reward_failed": Kind(
+        InputError,
+        "the reward function raised {given} on {where}. An exception is never a reward of 0; "
+        "fix the function, or return None for what it cannot score.",
+    ),
+    # training
+    "too_few_prompts": Kind(
+        InputError,
+        "the task gave {found} {side} prompts where {needed} are needed. One prompt in eight, by a hash of its text, "
+        "is held out; ask for fewer prompts, or give the task more of them.",
+    ),
+    "no_demonstrations": Kind(
+        InputError,
+        "the task {task} has no demonstrate(rng, item), which the warm start needs. Add it, or set warm_start.steps = 0.",
+    ),
+    "untokenizable": Kind(
+        InputError,
+        "the tokenizer cannot encode {text!r}: it is empty or has an unknown character. The tiny model knows "
+        "space, newline and {known}.",
+    ),
+    "diverged": Kind(
+        InputError,
+        "{what} is NaN or infinite: training has diverged. Lower learning_rate, or look at the rewards in metrics.jsonl.",
+    ),
+    "not_a_run": Kind(
+        FileError,
+        "{path} is not the directory of a run, so it is not replaced. Choose another name, or remove it yourself.",
+    ),
+}
+
+
+def error(kind: str, **context: object) -> GrpokitError:
+    """The exception of that kind, ready to raise.
+
+    Examples
+    --------
+    >>> error("bad_threads", source="threads", given=0)
+    InputError('threads is 0; expected a whole number of threads, 1 or more.')
+    """
+    return KINDS[kind].cls(kind, **context)
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the closest of the known names, or nothing.
+
+    Examples
+    --------
+    >>> nearest("dappo", ["grpo", "dapo"])
+    " Did you mean 'dapo'?"
+    >>> nearest("xyz", ["grpo", "dapo"])
+    ''
+    """
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _restore(kind: str, context: dict[str, object]) -> GrpokitError:
+    return error(kind, **context)

@@ -1,0 +1,81 @@
+"""PPO's clipped surrogate (Schulman et al., arXiv:1707.06347, eq. 7), the policy term of GRPO, DAPO and Dr.GRPO.
+
+LOSS_t = −min(r A, clip(r, 1 − low, 1 + high) A), r = π / π_old. DAPO (arXiv:2503.14476, eq. 8) has two different
+bounds. Dual clip (Ye et al., arXiv:1912.09729, eq. 5) adds that LOSS_t is at most −dual · A where A < 0.
+
+Left out: PPO's value and entropy terms are terms of their own; the papers' expectation is the aggregate's denominator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ..parameters import check_number
+from ..stages import Objective, register
+from .columns import clip, log_bounds, ratio, where
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..tokens import Tokens
+
+
+@register("objective")
+@dataclass(frozen=True)
+class Clip(Objective):
+    """−min(r A, clip(r, 1 − low, 1 + high) A), and with `dual` at most −dual · A where A < 0.
+
+    Parameters
+    ----------
+    low, high : float or None
+        The bounds 1 − low and 1 + high of the ratio; inclusive, the gradient is on at the bound. 0 <= low < 1,
+        0 <= high. None is no bound.
+    dual : float or None
+        The largest ratio that counts where A < 0; more than 1.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`.
+
+    Notes
+    -----
+    ∂LOSS_t/∂log π = −A r where the gate is open, else 0. The gate: A > 0 and r <= 1 + high, or A < 0 and
+    1 − low <= r (<= dual).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from grpokit.tokens import Tokens
+    >>> d = torch.tensor([0.0, 0.3, -0.3], requires_grad=True)
+    >>> tokens = Tokens({"log_ratio": d, "advantages": torch.tensor([1.0, 1.0, 1.0])}, torch.tensor([3]))
+    >>> Clip(low=0.2, high=0.28).value(tokens).sum().backward()
+    >>> d.grad
+    tensor([-1.0000, -0.0000, -0.7408])
+    """
+
+    low: float | None = 0.2
+    high: float | None = 0.2
+    dual: float | None = None
+    reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
+    equation: ClassVar[str] = "−min(r A, clip(r, 1 − low, 1 + high) A), at most −dual · A where A < 0"
+
+    def __post_init__(self) -> None:
+        check_number(self, "low", at_least=0, less_than=1, optional=True)
+        check_number(self, "high", at_least=0, optional=True)
+        check_number(self, "dual", more_than=1, optional=True)
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        return {"bounded": "A < 0 and r → ∞ is pushed down with r; a dual clip ends that"} if self.dual is None else {}
+
+    def value(self, tokens: Tokens) -> Tensor:
+        # min(r A, clip(r) A) is A times r with the bound that A pushes towards. Written like this, d alone decides the
+        # gate; of two rounded products, min would call a tie what is beyond the bound.
+        d, A = tokens.log_ratio, tokens.advantages
+        low, high = log_bounds(self.low, self.high)
+        dual = None if self.dual is None else math.log(self.dual)
+        return -A * ratio(where(A < 0, clip(d, low, dual), clip(d, None, high)))

@@ -1,0 +1,65 @@
+"""Checks of stages' parameters: a number within bounds, one of some words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .errors import error
+
+
+def check_number(
+    stage: Any,
+    name: str,
+    *,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    less_than: float | None = None,
+    optional: bool = False,
+) -> None:
+    """Refuses a parameter that is not a finite number within the bounds, or None where it is `optional`.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`, with the stage, the parameter and what was expected.
+    """
+    value = getattr(stage, name)
+    if optional and value is None:
+        return
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    for bound, holds in ((at_least, lambda b: value >= b), (more_than, lambda b: value > b), (less_than, lambda b: value < b)):
+        fine = fine and (bound is None or holds(bound))
+    if not fine:
+        words = (("at least", at_least), ("more than", more_than), ("less than", less_than))
+        expected = ", ".join(["a finite number", *(f"{word} {bound:g}" for word, bound in words if bound is not None)])
+        expected += ", or None for no bound" * optional
+        raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
+
+
+def check_choice(stage: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Refuses a parameter that is not one of the words.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`, with the stage, the parameter and the words.
+    """
+    value = getattr(stage, name)
+    if value not in choices:
+        expected = "one of " + ", ".join(map(repr, choices))
+        raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
+
+
+def check_count(stage: Any, name: str) -> None:
+    """Refuses a parameter that is not a whole number, 0 or more.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`, with the stage and the parameter.
+    """
+    value = getattr(stage, name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        expected = "a whole number, 0 or more"
+        raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)

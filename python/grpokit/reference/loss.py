@@ -1,0 +1,84 @@
+"""LOSS = Σ_k scale_k · Σ_t c_kt · w_kt · value_kt over ragged sequences, and its gradient, in float64.
+
+A row is one sequence's live tokens: {"advantages": [...], "old_logps": [...], ...}, lists of one length, with
+"old_logps" left out where the rollouts are on-policy. `x` and `frozen` hold the current policy in the same form, one
+{"logps": [...], "entropies": [...]} a row; stop-gradients read `frozen`. A recipe is what `Recipe.to_dict` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .aggregate import DENOMINATORS, counts
+from .mismatch import WEIGHTS
+from .objective import GRADIENTS, VALUES, Column, Columns
+
+
+def loss(
+    rows: Sequence[Columns], recipe: Mapping[str, Any], x: Sequence[Columns], frozen: Sequence[Columns]
+) -> list[list[float]]:
+    """Each token's contribution to LOSS, a list a row."""
+    out = [[0.0] * len(current["logps"]) for current in x]
+    for term in terms(recipe):
+        name, parameters = stage(term["objective"])
+        for i, (s, k, kept) in enumerate(_sequences(rows, recipe, term, frozen)):
+            values = VALUES[name](_take(x[i], kept), _take(frozen[i], kept), s, **parameters)
+            for t, k_t, value in zip(kept, k, values, strict=True):
+                out[i][t] += k_t * value
+    return out
+
+
+def gradient(rows: Sequence[Columns], recipe: Mapping[str, Any], x: Sequence[Columns]) -> list[dict[str, list[float]]]:
+    """∂LOSS/∂l and ∂LOSS/∂H by the closed forms, one {"logps": g, "entropies": h} a row."""
+    out = [{name: [0.0] * len(column) for name, column in current.items()} for current in x]
+    for term in terms(recipe):
+        name, parameters = stage(term["objective"])
+        for i, (s, k, kept) in enumerate(_sequences(rows, recipe, term, x)):
+            for column, slopes in GRADIENTS[name](_take(x[i], kept), s, k, **parameters).items():
+                for t, slope in zip(kept, slopes, strict=True):
+                    out[i][column][t] += slope
+    return out
+
+
+def terms(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The policy term and the extra ones."""
+    policy = {"objective": recipe["objective"], "weigh": recipe.get("correct", []), "aggregate": recipe["aggregate"]}
+    return [policy, *recipe.get("extra", [])]
+
+
+def stage(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A stage's name and its parameters."""
+    return entry["stage"], {name: value for name, value in entry.items() if name != "stage"}
+
+
+def weights(rows: Sequence[Columns], term: Mapping[str, Any], frozen: Sequence[Columns]) -> list[list[float]]:
+    """w, the product of the term's weights."""
+    out = [[1.0] * len(current["logps"]) for current in frozen]
+    for entry in term.get("weigh", []):
+        name, parameters = stage(entry)
+        for i, row in enumerate(rows):
+            w = WEIGHTS[name](row.get("old_logps", frozen[i]["logps"]), row["rollout_logps"], **parameters)
+            out[i] = [a * b for a, b in zip(out[i], w, strict=True)]
+    return out
+
+
+def _sequences(
+    rows: Sequence[Columns], recipe: Mapping[str, Any], term: Mapping[str, Any], frozen: Sequence[Columns]
+) -> list[tuple[dict[str, Column], list[float], list[int]]]:
+    """Of each row: the constants of the tokens that the weights keep, scale · c · w of each, and which they are."""
+    w = weights(rows, term, frozen)
+    name, parameters = stage(term["aggregate"])
+    tokens, N, lengths = counts(w, parameters.pop("over"))
+    out = []
+    for i, row in enumerate(rows):
+        kept = [t for t, w_t in enumerate(w[i]) if w_t != 0]
+        base = row.get(f"{recipe.get('ratio', 'old')}_logps", frozen[i]["logps"])
+        s = _take({**row, "base_logps": base}, kept)
+        c = [1 / DENOMINATORS[name](tokens, N, lengths[i], **parameters) for _ in kept]
+        out.append((s, [term.get("scale", 1.0) * c_t * w[i][t] for c_t, t in zip(c, kept, strict=True)], kept))
+    return out
+
+
+def _take(columns: Columns, kept: list[int]) -> dict[str, Column]:
+    return {name: [column[t] for t in kept] for name, column in columns.items()}

@@ -1,0 +1,261 @@
+"""What a stage is, and the register of all of them.
+
+A stage is a small frozen dataclass whose fields are the paper's symbols. It says which columns it `reads` and in
+what `scope`; when it runs follows from that. There are seven kinds, in the order in which the data flows: `shape`,
+`select`, `advantage` work on rows (NumPy in and out); `correct`, `objective`, `aggregate` on tokens (torch).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from .errors import error, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ._native import Groups, Rows
+    from .tokens import Normalizer, Tokens
+
+Scope = Literal["row", "group", "token", "sequence", "batch"]
+Columns = Mapping[str, Any]
+
+
+class Stage:
+    """The base of all stages.
+
+    Attributes
+    ----------
+    reads : frozenset of str
+        The columns that it touches.
+    scope : str
+        Which rows or tokens it must be shown together.
+    equation : str
+        One line, in the paper's symbols.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    scope: ClassVar[Scope] = "row"
+    equation: ClassVar[str] = ""
+
+
+class Shape(Stage):
+    """Adds to the reward before the advantage is taken; filters and metrics never see it."""
+
+    def __call__(
+        self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns
+    ) -> NDArray[np.float64]:
+        """The amount to add to each row's reward: (N,) float64, finite."""
+        raise NotImplementedError(type(self))
+
+    def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
+        """Applies the stage; built-in stages call the native core here."""
+        rows.add(_column(self, self(rows.shaped(), groups, as_numpy(self, columns)), rows.n, "f"))
+
+
+class Select(Stage):
+    """Marks rows to drop. `stats` says whether what it drops stays in its group's statistics."""
+
+    stats: Literal["keep", "drop"] = "drop"
+
+    def __call__(self, outcomes_N: NDArray[np.float64], groups: Groups, columns: Columns) -> NDArray[np.bool_]:
+        """Which rows to keep: (N,) bool. Rows that earlier stages dropped may be answered either way."""
+        raise NotImplementedError(type(self))
+
+    def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
+        """Applies the stage; built-in stages call the native core here."""
+        keep = _column(self, self(rows.outcomes(), groups, as_numpy(self, columns)), rows.n, "b")
+        rows.drop(~keep, OTHER, self.stats == "keep")
+
+
+class Advantage(Stage):
+    """An advantage per row.
+
+    `signal` is "group" where it is relative to the row's group (no signal gives exactly 0), "batch" or "none"
+    where it is not and a group of one is ordinary.
+    """
+
+    signal: ClassVar[Literal["group", "batch", "none"]] = "group"
+
+    def __call__(
+        self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns
+    ) -> NDArray[np.float64]:
+        """The advantages of the rows it is shown (those that are kept): (N,) float64, finite."""
+        raise NotImplementedError(type(self))
+
+    def run(self, rows: Rows, groups: Groups, columns: Columns) -> NDArray[np.float64]:
+        """The advantages of all rows, 0 where dropped; built-in stages call the native core here."""
+        import numpy as np
+
+        kept, advantages_N = rows.keep(), np.zeros(rows.n)
+        within = groups.take(kept)
+        shown = {name: column[kept] for name, column in as_numpy(self, columns).items()}
+        advantages_N[kept] = _column(self, self(rows.shaped()[kept], within, shown), int(kept.sum()), "f")
+        return advantages_N
+
+
+class Correct(Stage):
+    """A weight per token without gradient; 0 drops the token. Each sees all live tokens, so their order is free."""
+
+    scope: ClassVar[Scope] = "token"
+
+    def weight(self, tokens: Tokens) -> Tensor:
+        """(T,) float, 0 or more."""
+        raise NotImplementedError(type(self))
+
+
+class Objective(Stage):
+    """A value per token whose gradient the model sees; a sequence's value is repeated at each of its tokens.
+
+    Attributes
+    ----------
+    folds : bool
+        Uses `tokens.weight` inside its own formula, so that the spine applies the drops only.
+    breaks : dict of str
+        The laws that do not hold, each with the reason; the tests check that they do break.
+    """
+
+    scope: ClassVar[Scope] = "token"
+    folds: ClassVar[bool] = False
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        """Law -> why it does not hold, for these parameters."""
+        return {}
+
+    def value(self, tokens: Tokens) -> Tensor:
+        """The paper's formula: columns (T,) in, one column (T,) out, gradients by autograd."""
+        raise NotImplementedError(type(self))
+
+
+class Aggregate(Stage):
+    """The denominator 1/c of a term, which belongs to the whole optimizer step."""
+
+    over: Literal["live", "kept", "rows"] = "live"
+
+    def denominator(self, counts: Normalizer, lengths_T: Tensor) -> Tensor:
+        """(T,) float64: what each token's contribution is divided by."""
+        raise NotImplementedError(type(self))
+
+
+OTHER = 1 << 31
+KINDS: dict[str, type[Stage]] = {
+    "shape": Shape,
+    "select": Select,
+    "advantage": Advantage,
+    "correct": Correct,
+    "objective": Objective,
+    "aggregate": Aggregate,
+}
+REGISTRY: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "recipe")}
+_HOME = ("shaping", "selection", "advantage", "mismatch", "objective", "aggregate", "recipes")
+_loaded = False
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def register(kind: str) -> Callable[[T], T]:
+    """Makes a stage, or a recipe, known by its name.
+
+    Parameters
+    ----------
+    kind : {"shape", "select", "advantage", "correct", "objective", "aggregate", "recipe"}
+        A frozen dataclass derived from `grpokit.Shape`, `Select`, ... or, for a recipe, a function with keyword
+        arguments that returns a `grpokit.Recipe`.
+
+    Raises
+    ------
+    InputTypeError
+        What is decorated is not of that kind, or not a frozen dataclass.
+    InputError
+        The name is taken.
+
+    Notes
+    -----
+    Other packages are found through the entry-point group ``grpokit.stages``: each entry names a module, whose
+    import registers what it holds.
+    """
+    if kind not in REGISTRY:
+        raise error("unknown_stage", kind="kind of", given=kind, nearest=nearest(kind, REGISTRY), known=list(REGISTRY))
+
+    def add(thing: T) -> T:
+        if kind == "recipe":
+            fine = inspect.isfunction(thing)
+            expected = "a function that returns a grpokit.Recipe"
+        else:
+            fine = isinstance(thing, type) and issubclass(thing, KINDS[kind]) and _is_frozen(thing)
+            expected = f"a frozen dataclass derived from grpokit.{KINDS[kind].__name__}"
+        if not fine:
+            raise error("bad_registration", given=thing, kind=kind, expected=expected)
+        known = REGISTRY[kind].get(thing.__name__)
+        if known is not None and (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
+            raise error("registered_twice", kind=kind, name=thing.__name__, owner=known.__module__)
+        REGISTRY[kind][thing.__name__] = thing
+        return thing
+
+    return add
+
+
+def lookup(kind: str, name: str) -> Any:
+    """The registered stage class or recipe function of that name."""
+    load()
+    if name not in REGISTRY[kind]:
+        known = list(REGISTRY[kind])
+        if kind == "recipe":
+            raise error("unknown_recipe", given=name, nearest=nearest(name, known), known=", ".join(known))
+        raise error("unknown_stage", kind=kind, given=name, nearest=nearest(name, known), known=", ".join(known))
+    return REGISTRY[kind][name]
+
+
+def load() -> None:
+    """Imports what registers stages: the built-in modules, then other packages' entry points."""
+    global _loaded
+    if not _loaded:
+        _loaded = True
+        for module in _HOME:
+            import_module(f"grpokit.{module}")
+        for entry in entry_points(group="grpokit.stages"):
+            entry.load()
+
+
+def _is_frozen(thing: type) -> bool:
+    # `thing.__dict__`, since a class derived from a dataclass looks like one without being one.
+    return "__dataclass_params__" in thing.__dict__ and thing.__dict__["__dataclass_params__"].frozen
+
+
+def _column(stage: Stage, result: Any, n: int, kind: Literal["f", "b"]) -> NDArray[Any]:
+    """What a stage written in Python returned, checked: shape, type, finiteness."""
+    import numpy as np
+
+    name, expected = type(stage).__name__, f"a {'bool' if kind == 'b' else 'finite float'} array of shape ({n},)"
+    array = np.asarray(result)
+    if array.shape != (n,):
+        raise error("stage_result", stage=name, given=f"shape {array.shape}", expected=expected)
+    if array.dtype.kind not in ("b" if kind == "b" else "fiu"):
+        raise error("stage_result", stage=name, given=f"dtype {array.dtype}", expected=expected)
+    if kind == "b":
+        return array
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise error("stage_result", stage=name, given=f"{array[row]} in row {row}", expected=expected)
+    return array
+
+
+def as_numpy(stage: Stage, columns: Columns) -> dict[str, NDArray[Any]]:
+    """The columns that a stage written in Python reads, as NumPy arrays."""
+    from .columns import as_numpy
+
+    return {name: as_numpy(columns[name]) for name in stage.reads}
+
+
+def fields_of(stage: Any) -> dict[str, Any]:
+    """A stage's parameters by name."""
+    return {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}

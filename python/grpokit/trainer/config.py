@@ -1,0 +1,344 @@
+"""The configuration of a run: one frozen dataclass, read from TOML and `--set key=value`, written back resolved.
+
+Every value is checked against its annotation and its lower bound where it is set, so that a run never starts with a
+number that cannot be meant. The file that a run writes reproduces it: it names every value, the defaults too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+import os
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import error, nearest
+from .._recipe import Recipe
+from .._recipe import recipe as named_recipe
+from ..stages import lookup
+
+
+def _at_least(low: float, default: Any) -> Any:
+    return field(default=default, metadata={"low": low})
+
+
+def _above(low: float, default: Any) -> Any:
+    return field(default=default, metadata={"above": low})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyModel:
+    """The built-in decoder: random weights, characters as tokens, about 0.1 M parameters.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width, a multiple of twice `heads`.
+    intermediate_size : int
+        Width inside the feed-forward layers.
+    layers, heads : int
+        Decoder layers, and attention heads in each.
+    """
+
+    hidden_size: int = _at_least(2, 64)
+    intermediate_size: int = _at_least(1, 192)
+    layers: int = _at_least(1, 2)
+    heads: int = _at_least(1, 4)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.hidden_size % (2 * self.heads):
+            expected = f"a multiple of {2 * self.heads}, twice the number of heads"
+            raise error("bad_parameter", owner="TinyModel", name="hidden_size", given=self.hidden_size, expected=expected)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """Supervised steps on the task's demonstrations before reinforcement learning begins.
+
+    Parameters
+    ----------
+    steps : int
+        Optimizer steps; 0 leaves the weights random.
+    batch_size : int
+        Demonstrations a step, each seen once.
+    learning_rate : float
+        AdamW's, at its highest: it rises over the first twentieth of the steps and falls as a cosine.
+    """
+
+    steps: int = _at_least(0, 600)
+    batch_size: int = _at_least(1, 64)
+    learning_rate: float = _above(0, 3e-3)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Held-out pass@1: the share of sampled completions that score 1, at temperature 1.
+
+    Parameters
+    ----------
+    prompts : int
+        Held-out prompts; a hash of the text keeps them out of training.
+    samples : int
+        Completions a prompt.
+    every : int
+        Steps between evaluations; 0 evaluates before the first step and after the last one only.
+    """
+
+    prompts: int = _at_least(2, 256)
+    samples: int = _at_least(1, 8)
+    every: int = _at_least(0, 20)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """All that decides a run's numbers.
+
+    Parameters
+    ----------
+    recipe : str
+        The name of a recipe, see `grpokit.recipe_names`.
+    recipe_parameters : dict
+        The recipe's keyword arguments: the paper's symbols. What belongs to the run is filled in by `resolve`.
+    seed : int
+        Of the weights, the demonstrations, the prompts and the sampling.
+    steps : int
+        Steps of sampling and learning.
+    prompts_per_step : int
+        Groups of a step: prompts whose completions survive the recipe's selection.
+    num_generations : int
+        Completions a prompt: the size of a group.
+    max_rounds : int
+        How often a step samples at most, to replace the groups that the recipe drops.
+    updates_per_step : int
+        Optimizer updates that a step's groups are dealt to.
+    microbatch_tokens : int
+        Completion tokens of one forward and backward pass, padding included.
+    max_completion_length : int
+        Tokens a completion may have, its end token included.
+    temperature : float
+        Of sampling, and of the log-probs that the loss reads.
+    learning_rate : float
+        AdamW's, constant.
+    max_grad_norm : float
+        The gradient's norm is cut to this.
+    logged_groups : int
+        Groups a step whose completions are written to ``rollouts.jsonl``.
+    threads : int
+        Of torch. One, since a model this small gains little from a second one and is several times slower with it
+        where the cores are busy. The same number gives the same bits.
+    tiny : TinyModel
+        The model.
+    warm_start : WarmStart
+        Supervised learning before.
+    evaluation : Evaluation
+        Held-out pass@1.
+
+    Raises
+    ------
+    InputError
+        A value of another type, or out of range.
+
+    Examples
+    --------
+    >>> TrainConfig(recipe="grpo", steps=10).with_settings(["learning_rate=1e-4", "recipe.beta=0.04"]).recipe_parameters
+    {'beta': 0.04}
+    """
+
+    recipe: str = "dapo"
+    recipe_parameters: dict[str, Any] = field(default_factory=dict)
+    seed: int = _at_least(0, 0)
+    steps: int = _at_least(0, 60)
+    prompts_per_step: int = _at_least(1, 16)
+    num_generations: int = _at_least(1, 8)
+    max_rounds: int = _at_least(1, 4)
+    updates_per_step: int = _at_least(1, 2)
+    microbatch_tokens: int = _at_least(1, 16_384)
+    max_completion_length: int = _at_least(1, 12)
+    temperature: float = _above(0, 1.0)
+    learning_rate: float = _above(0, 3e-4)
+    max_grad_norm: float = _above(0, 1.0)
+    logged_groups: int = _at_least(0, 2)
+    threads: int = _at_least(1, 1)
+    tiny: TinyModel = field(default_factory=TinyModel)
+    warm_start: WarmStart = field(default_factory=WarmStart)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.updates_per_step > self.prompts_per_step:
+            expected = f"at most prompts_per_step, {self.prompts_per_step}: an update needs a group"
+            name, given = "updates_per_step", self.updates_per_step
+            raise error("bad_parameter", owner="TrainConfig", name=name, given=given, expected=expected)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainConfig:
+        """The configuration of nested tables, such as TOML or JSON give.
+
+        Raises
+        ------
+        InputError
+            An unknown key (with the nearest name), or a value of the wrong type.
+        """
+        return _build(cls, data)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> TrainConfig:
+        """The configuration of a TOML file.
+
+        Raises
+        ------
+        FileError
+            The file cannot be read, or is not TOML.
+        InputError
+            As `from_dict`.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as problem:
+            raise error("file_unreadable", path=path, reason=problem.strerror or problem) from None
+        except ValueError as problem:  # not TOML, or not UTF-8
+            raise error("file_unreadable", path=path, reason=problem) from None
+        return cls.from_dict(data)
+
+    def with_settings(self, settings: Iterable[str]) -> TrainConfig:
+        """This configuration with ``key=value`` texts applied in order.
+
+        Parameters
+        ----------
+        settings : iterable of str
+            Keys of a table are written ``table.key``; ``recipe.low`` stands for ``recipe_parameters.low``. A new
+            recipe drops the parameters of the former one.
+        """
+        data = self.to_dict()
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise error("bad_parameter", owner="--set", name="setting", given=setting, expected="key=value")
+            if key == "recipe":
+                data["recipe_parameters"] = {}
+            table, _, name = key.strip().rpartition(".")
+            table = "recipe_parameters" if table == "recipe" else table
+            target = data.setdefault(table, {}) if table else data
+            if not isinstance(target, dict):
+                raise error("bad_parameter", owner="--set", name=key, given=text, expected=f"{table}=..., not a table")
+            target[name] = _read(text)
+        return self.from_dict(data)
+
+    def resolve(self) -> TrainConfig:
+        """The same with the recipe's parameters filled in that belong to the run.
+
+        `max_len` is the most tokens that a completion may have.
+
+        Raises
+        ------
+        InputError
+            The recipe is not known, or does not take its parameters.
+        """
+        make = lookup("recipe", self.recipe)
+        # None is every such parameter's default, and TOML has no word for it.
+        parameters = {name: value for name, value in self.recipe_parameters.items() if value is not None}
+        for name in inspect.signature(make).parameters:
+            if name in _FROM_RUN:
+                parameters.setdefault(name, self.max_completion_length)
+        resolved = dataclasses.replace(self, recipe_parameters=parameters)
+        resolved.make_recipe()
+        return resolved
+
+    def make_recipe(self) -> Recipe:
+        """The recipe with its parameters."""
+        return named_recipe(self.recipe, **self.recipe_parameters)
+
+    def arithmetic(self) -> dict[str, int]:
+        """What a step and the run amount to, in rows and tokens."""
+        rows, width = self.prompts_per_step * self.num_generations, self.max_completion_length
+        update = -(-self.prompts_per_step // self.updates_per_step) * self.num_generations
+        return {
+            "completions a step, used at most": rows,
+            "completions a step, sampled at most": rows * self.max_rounds,
+            "completions an update": update,
+            "microbatches an update, at most": -(-update // max(1, self.microbatch_tokens // width)),
+            "updates in all, at most": self.steps * self.updates_per_step,
+            "completion tokens sampled in all, at most": self.steps * rows * self.max_rounds * width,
+            "completions an evaluation": self.evaluation.prompts * self.evaluation.samples,
+            "demonstrations of the warm start": self.warm_start.steps * self.warm_start.batch_size,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """The file that reproduces the run."""
+        data = self.to_dict()
+        lines = [f"{name} = {_write(value)}" for name, value in data.items() if not isinstance(value, dict)]
+        for name, table in data.items():
+            if isinstance(table, dict):
+                lines += ["", f"[{name}]", *(f"{key} = {_write(value)}" for key, value in table.items())]
+        return "\n".join(lines) + "\n"
+
+
+# Names of recipe parameters that state the run's generation budget.
+_FROM_RUN = ("max_len",)
+
+
+def _build(cls: Any, data: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    for name in data:
+        if name not in hints:
+            known = ", ".join(hints)
+            raise error("unknown_parameter", owner=cls.__name__, given=name, nearest=nearest(name, hints), known=known)
+    given = dict(data)
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            given[name] = _build(hints[name], value)
+    return cls(**given)
+
+
+_SAID = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table"}
+
+
+def _check(config: Any) -> None:
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value, hint = getattr(config, f.name), hints[f.name]
+        cls = typing.get_origin(hint) or hint
+        low, above = f.metadata.get("low"), f.metadata.get("above")
+        bound = f", {low} or more" if low is not None else f" above {above}" if above is not None else ""
+        fine = isinstance(value, (int, float) if cls is float else cls) and (cls is bool or not isinstance(value, bool))
+        if fine and bound:
+            fine = math.isfinite(value) and (value >= low if low is not None else value > above)
+        if not fine:
+            expected = _SAID.get(cls, f"a table, {cls.__name__}") + bound
+            raise error("bad_parameter", owner=type(config).__name__, name=f.name, given=value, expected=expected)
+        if cls is float:
+            object.__setattr__(config, f.name, float(value))
+
+
+def _read(text: str) -> Any:
+    """A value as TOML writes it; what is none of TOML's is a text without its quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_write, value)) + "]"
+    # JSON's words for texts, whole numbers and booleans are TOML's.
+    return json.dumps(value, ensure_ascii=False)

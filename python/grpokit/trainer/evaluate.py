@@ -1,0 +1,71 @@
+"""Evaluation: pass@1 on held-out prompts, sampled as in training, with its standard error."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from torch import Generator
+
+from .policy import Policy
+from .rewards import score
+from .rollout import generate
+from .tasks import Item, Task
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What an evaluation found.
+
+    Parameters
+    ----------
+    step : int
+        Steps of reinforcement learning before it.
+    pass_1 : float
+        The share of completions that pass, averaged over prompts.
+    stderr : float
+        Its standard error over prompts: prompts are the sample, completions of one prompt are not independent.
+    pass_k : float
+        The share of prompts that at least one of the k completions passes.
+    k : int
+        Completions a prompt.
+    """
+
+    step: int
+    pass_1: float
+    stderr: float
+    pass_k: float
+    k: int
+
+    def metrics(self) -> dict[str, float]:
+        """The same under the names that go into ``metrics.jsonl``."""
+        return {
+            "eval/pass@1": self.pass_1,
+            "eval/pass@1_stderr": self.stderr,
+            f"eval/pass@{self.k}": self.pass_k,
+        }
+
+
+def evaluate(
+    policy: Policy, task: Task, items: Sequence[Item], k: int, *, max_completion_length: int, seed: int, step: int = 0
+) -> Passed:
+    """Samples `k` completions for each item at temperature 1; one passes whose score is 1 or more.
+
+    A completion that the task cannot score does not pass: an evaluation must not get better by refusing to judge.
+    """
+    generator = Generator(policy.model.device).manual_seed(seed)
+    repeated = [item for item in items for _ in range(k)]
+    completions = generate(
+        policy,
+        [item["prompt"] for item in repeated],
+        max_completion_length=max_completion_length,
+        temperature=1.0,
+        generator=generator,
+    )
+    scores = score(task, repeated, [c.text for c in completions])
+    passed = [s is not None and s >= 1 for s in scores]
+    shares = [sum(passed[i : i + k]) / k for i in range(0, len(passed), k)]
+    stderr = statistics.stdev(shares) / sqrt(len(shares))
+    return Passed(step, statistics.fmean(shares), stderr, statistics.fmean(share > 0 for share in shares), k)

@@ -1,0 +1,185 @@
+"""What a run leaves behind: its directory, whose files appear whole, and the summary.
+
+    config.toml      everything resolved; reproduces the run
+    metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
+    rollouts.jsonl   some groups of each step, under grpokit's column names
+    checkpoint/      model and tokenizer as `transformers` saves them
+    summary.json     how it ended
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import error
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .evaluate import Passed
+    from .policy import Policy
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended.
+
+    Parameters
+    ----------
+    status : {"finished", "interrupted", "failed"}
+        Whether it came to its end.
+    directory : str
+        Where its files are.
+    recipe : str
+        The recipe's name.
+    seed : int
+        The seed.
+    steps : int
+        Steps that were done.
+    before, after : Passed or None
+        The evaluation after the warm start, and the last one of reinforcement learning; None where it did not come
+        to that.
+    completions : int
+        Completions sampled in training.
+    used : int
+        Those that the recipe kept and the loss saw.
+    warm_start_seconds, total_seconds : float
+        Wall time, evaluations included in the total.
+    """
+
+    status: str
+    directory: str
+    recipe: str
+    seed: int
+    steps: int
+    before: Passed | None
+    after: Passed | None
+    completions: int
+    used: int
+    warm_start_seconds: float
+    total_seconds: float
+
+    @property
+    def lift(self) -> float | None:
+        """What reinforcement learning added to held-out pass@1."""
+        return self.after.pass_1 - self.before.pass_1 if self.before and self.after else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "lift": self.lift}
+
+
+def default_name(config: TrainConfig) -> str:
+    """Date, time, recipe and seed."""
+    return f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{config.recipe}-seed{config.seed}"
+
+
+class RunDirectory:
+    """A run's files.
+
+    Parameters
+    ----------
+    path : path
+        Made by `create`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuses a place that is taken.
+
+        Raises
+        ------
+        FileError
+            Something is there, and it is not a run's directory or `overwrite` is not said.
+        """
+        if self.path.is_symlink() or self.path.exists():
+            if not overwrite:
+                raise error("file_exists", path=self.path)
+            if self.path.is_symlink() or not (self.path / "config.toml").is_file():
+                raise error("not_a_run", path=self.path)
+
+    def create(self, config: TrainConfig, *, overwrite: bool) -> None:
+        """Makes the directory with the configuration in it; the former run is gone then."""
+        self.check(overwrite=overwrite)
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        _whole(self.path / "config.toml", lambda to: to.write_text(config.to_toml(), encoding="utf-8"))
+
+    def metrics(self, row: Mapping[str, float]) -> None:
+        """Adds a step's numbers; what is NaN or infinite is null."""
+        self._append("metrics.jsonl", [{k: v if math.isfinite(v) else None for k, v in row.items()}])
+
+    def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds rows of rollouts."""
+        self._append("rollouts.jsonl", rows)
+
+    def checkpoint(self, policy: Policy) -> None:
+        """Writes the current weights and the tokenizer, in place of the former ones."""
+
+        def save(to: Path) -> None:
+            policy.model.save_pretrained(to)
+            policy.tokenizer.save_pretrained(to)
+
+        _whole(self.path / "checkpoint", save)
+
+    def summary(self, summary: Summary) -> None:
+        """Writes how the run ended."""
+        text = json.dumps(summary.to_dict(), indent=2) + "\n"
+        _whole(self.path / "summary.json", lambda to: to.write_text(text, encoding="utf-8"))
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        # Opened for each step and written at once, so that no line is lost or cut where the run stops.
+        text = "".join(json.dumps(row, allow_nan=False, default=str) + "\n" for row in rows)
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing inside: for the last files of a run, which take less than a second."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """A file or directory that is there whole or not at all: written beside its place, then renamed."""
+    new, old = path.with_name(f".new-{path.name}"), path.with_name(f".old-{path.name}")
+    for left in (new, old):
+        _remove(left)
+    try:
+        write(new)
+        if path.is_dir():
+            path.rename(old)
+        new.replace(path)
+    finally:
+        _remove(new)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

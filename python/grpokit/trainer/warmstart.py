@@ -1,0 +1,60 @@
+"""The warm start: a short supervised run on demonstrations, so that reinforcement learning has something to sharpen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from random import Random
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..errors import error
+from .config import WarmStart
+from .policy import Completion, Policy
+from .tasks import Demonstrates, Task, draw
+
+
+def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each: Callable[[int, float], None]) -> None:
+    """Trains the policy in place on demonstrations of training prompts.
+
+    Parameters
+    ----------
+    policy : Policy
+        Changed in place.
+    task : Task
+        One that demonstrates, unless there are no steps.
+    config : WarmStart
+        Steps, batch and learning rate.
+    rng : random.Random
+        Of the prompts and the demonstrations.
+    each : callable
+        Called with every step and its loss, in nats per token.
+
+    Raises
+    ------
+    InputError
+        The task has no demonstrations.
+    """
+    if not config.steps:
+        return
+    if not isinstance(task, Demonstrates):
+        raise error("no_demonstrations", task=type(task).__name__)
+    end = policy.tokenizer.eos_token_id
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.learning_rate, weight_decay=0.0, foreach=True)
+    for step in range(1, config.steps + 1):
+        items = draw(task, rng, config.batch_size, held_out=False)
+        prompts = policy.encode([item["prompt"] for item in items])
+        answers = [[*ids, end] for ids in policy.encode([task.demonstrate(rng, item) for item in items])]
+        rows = [Completion(p, a, [0.0] * len(a), "stop", "") for p, a in zip(prompts, answers, strict=True)]
+        batch = policy.pad(rows)
+        logits = policy.logits(batch.inputs, batch.targets.shape[1])
+        loss = cross_entropy(logits[batch.mask], batch.targets[batch.mask])
+        for group in optimizer.param_groups:
+            rise, fall = step / (0.05 * config.steps), 0.5 + 0.5 * math.cos(math.pi * step / config.steps)
+            group["lr"] = config.learning_rate * min(1.0, rise) * fall
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+        each(step, loss.item())

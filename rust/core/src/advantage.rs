@@ -1,0 +1,307 @@
+//! Stage 4, advantage: one number a row from the shaped rewards of its group, or of the whole batch.
+
+use crate::CoreError;
+use crate::groups::has_signal;
+use crate::keys::Codes;
+use crate::rows::Rows;
+use crate::threads::{Context, part_size};
+
+/// How advantages are estimated. `R` is the shaped reward, mean and std are its group's over the live rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Estimator {
+    /// `(R − mean) / (std + eps)`: GRPO.
+    GroupNorm {
+        /// What is taken off the count in the variance.
+        ddof: f64,
+        /// Added to the standard deviation.
+        eps: f64,
+    },
+    /// `R − mean`: Dr.GRPO.
+    MeanBaseline,
+    /// `R` minus the mean of the others, `n / (n − 1) · (R − mean)`: RLOO.
+    LeaveOneOut,
+    /// `(x − mean_batch) / (std_batch + eps)`, `x` the reward or its deviation from the group's mean: REINFORCE++.
+    GlobalNorm {
+        /// What is taken off the weight in the variance.
+        ddof: f64,
+        /// Added to the standard deviation.
+        eps: f64,
+        /// Whether the group's mean is taken off first.
+        group_baseline: bool,
+    },
+}
+
+const BLOCK: usize = 1024;
+
+impl<R: AsRef<[f64]> + Sync> Rows<R> {
+    /// The advantages, exactly 0 for dropped rows and, where the estimator is relative to the group, for groups
+    /// whose shaped rewards are all equal.
+    ///
+    /// `weights` (empty: 1 each) and `batches` are read by [`Estimator::GlobalNorm`] alone: a row's share in the
+    /// batch's statistics, and the batch that it belongs to.
+    ///
+    /// # Errors
+    /// Columns of different lengths, a batch without weight, or interrupted.
+    pub fn advantages(
+        &mut self,
+        estimator: Estimator,
+        weights: &[f64],
+        batches: Option<&Codes>,
+        context: &Context<'_>,
+    ) -> Result<Vec<f64>, CoreError> {
+        if let Estimator::GlobalNorm { ddof, eps, group_baseline } = estimator {
+            let values = if group_baseline {
+                self.relative(Estimator::MeanBaseline, true, context)?
+            } else {
+                self.rewards().to_vec()
+            };
+            return self.whiten(values, ddof, eps, weights, batches);
+        }
+        self.relative(estimator, false, context)
+    }
+
+    /// With `all`, groups that a selection dropped are treated like the others.
+    fn relative(&mut self, estimator: Estimator, all: bool, context: &Context<'_>) -> Result<Vec<f64>, CoreError> {
+        let stats = match self.outcome_stats.take() {
+            Some(stats) if self.shares_statistics() => stats,
+            _ => self.grouping().stats(self.rewards(), context)?,
+        };
+        let mut advantages = Vec::new();
+        let squares = self.grouping().deviations(self.rewards(), &stats.mean, &mut advantages, context)?;
+        // Multiplying by 0 and dividing by infinity give the exact 0.
+        let factor = |group: usize| {
+            let live = stats.signal(group, 0.0) && (all || !self.group_is_dropped(group));
+            match estimator {
+                Estimator::GroupNorm { ddof, eps } if live => stats.std(group, squares[group], ddof) + eps,
+                Estimator::GroupNorm { .. } => f64::INFINITY,
+                Estimator::LeaveOneOut if live => stats.n[group] / (stats.n[group] - 1.0),
+                _ => f64::from(u8::from(live)),
+            }
+        };
+        let factors: Vec<f64> = (0..stats.n.len()).map(factor).collect();
+        let divide = matches!(estimator, Estimator::GroupNorm { .. });
+        let size = part_size(advantages.len(), context.threads_for(advantages.len()));
+        let parts = advantages.chunks_mut(size).zip(self.codes().codes.chunks(size)).collect();
+        context.each(parts, |(advantages, codes)| {
+            apply(advantages, codes, &factors, divide);
+            Ok(())
+        })?;
+        for (advantage, dropped) in advantages.iter_mut().zip(self.row_is_dropped()) {
+            if dropped {
+                *advantage = 0.0;
+            }
+        }
+        if self.shares_statistics() {
+            self.outcome_stats = Some(stats);
+        }
+        Ok(advantages)
+    }
+
+    fn whiten(
+        &self,
+        mut values: Vec<f64>,
+        ddof: f64,
+        eps: f64,
+        weights: &[f64],
+        batches: Option<&Codes>,
+    ) -> Result<Vec<f64>, CoreError> {
+        let n = self.len();
+        if !weights.is_empty() && weights.len() != n {
+            return Err(CoreError::Length { column: "response_len", given: weights.len(), expected: n });
+        }
+        if let Some(given) = batches.map(|batches| batches.codes.len()).filter(|&given| given != n) {
+            return Err(CoreError::Length { column: "step", given, expected: n });
+        }
+        let batch = |row: usize| batches.map_or(0, |batches| batches.codes[row] as usize);
+        let weight = |row: usize| if weights.is_empty() { 1.0 } else { weights[row] };
+        let keep = self.keep();
+        let kept = || (0..n).filter(|&row| keep[row]);
+        let mut sums = vec![Batch::default(); batches.map_or(1, |batches| batches.first.len())];
+        for row in kept() {
+            sums[batch(row)].add(values[row], weight(row));
+        }
+        if let Some(batch) = sums.iter().position(|sum| sum.rows > 0 && sum.weight <= 0.0) {
+            return Err(CoreError::ZeroWeight { batch });
+        }
+        for row in kept() {
+            sums[batch(row)].deviate(values[row], weight(row));
+        }
+        for (row, value) in values.iter_mut().enumerate() {
+            *value = if keep[row] { sums[batch(row)].whiten(*value, ddof, eps) } else { 0.0 };
+        }
+        Ok(values)
+    }
+}
+
+/// Weighted statistics of one batch.
+#[derive(Clone)]
+struct Batch {
+    rows: usize,
+    weight: f64,
+    sum: f64,
+    squares: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { rows: 0, weight: 0.0, sum: 0.0, squares: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY }
+    }
+}
+
+impl Batch {
+    fn add(&mut self, value: f64, weight: f64) {
+        self.rows += 1;
+        self.weight += weight;
+        self.sum += weight * value;
+        if weight > 0.0 {
+            self.min = self.min.min(value);
+            self.max = self.max.max(value);
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        if self.min >= self.max { self.max } else { self.sum / self.weight }
+    }
+
+    fn deviate(&mut self, value: f64, weight: f64) {
+        let d = value - self.mean();
+        self.squares += weight * d * d;
+    }
+
+    fn whiten(&self, value: f64, ddof: f64, eps: f64) -> f64 {
+        let free = self.weight - ddof;
+        let constant = !has_signal(self.min, self.max, 0.0);
+        let std = if constant || free <= 0.0 { 0.0 } else { (self.squares / free).sqrt() };
+        let d = value - self.mean();
+        if d == 0.0 || std + eps == 0.0 { 0.0 } else { d / (std + eps) }
+    }
+}
+
+fn apply(advantages: &mut [f64], codes: &[u32], factors: &[f64], divide: bool) {
+    let mut buffer = [0.0; BLOCK];
+    for (advantages, codes) in advantages.chunks_mut(BLOCK).zip(codes.chunks(BLOCK)) {
+        // The gather and the arithmetic are apart so that the arithmetic is done in vectors; + 0.0 turns −0 into 0.
+        for (factor, &code) in buffer.iter_mut().zip(codes) {
+            *factor = factors[code as usize];
+        }
+        if divide {
+            for (advantage, factor) in advantages.iter_mut().zip(&buffer) {
+                *advantage = *advantage / factor + 0.0;
+            }
+        } else {
+            for (advantage, factor) in advantages.iter_mut().zip(&buffer) {
+                *advantage = *advantage * factor + 0.0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::factorize_integers;
+    use proptest::prelude::*;
+
+    const ALL: [Estimator; 5] = [
+        Estimator::GroupNorm { ddof: 1.0, eps: 1e-4 },
+        Estimator::MeanBaseline,
+        Estimator::LeaveOneOut,
+        Estimator::GlobalNorm { ddof: 0.0, eps: 1e-8, group_baseline: false },
+        Estimator::GlobalNorm { ddof: 1.0, eps: 1e-8, group_baseline: true },
+    ];
+
+    fn advantages(ids: &[i64], rewards: &[f64], estimator: Estimator, threads: usize) -> Vec<f64> {
+        let context = Context::new(threads, &|| false);
+        let codes = factorize_integers(ids, &context).unwrap();
+        let mut rows = Rows::new(codes.into(), rewards.to_vec(), None, &[], false).unwrap();
+        rows.advantages(estimator, &[], None, &context).unwrap()
+    }
+
+    fn bits(values: &[f64]) -> Vec<u64> {
+        values.iter().map(|x| x.to_bits()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_constant_group_gets_exactly_zero(value in -1e3..1e3f64, n in 1..70usize) {
+            for estimator in ALL {
+                let given = advantages(&vec![7; n], &vec![value; n], estimator, 1);
+                prop_assert_eq!(bits(&given), vec![0; n]);
+            }
+        }
+
+        #[test]
+        fn any_finite_input_gives_finite_output(
+            data in prop::collection::vec((-3..3i64, prop_oneof![-1e150..1e150f64, Just(0.0), Just(-0.0), Just(5e-324)]), 0..50)
+        ) {
+            let (ids, rewards): (Vec<_>, Vec<_>) = data.into_iter().unzip();
+            for estimator in ALL {
+                prop_assert!(advantages(&ids, &rewards, estimator, 1).iter().all(|x| x.is_finite()));
+            }
+        }
+
+        #[test]
+        fn deviations_sum_to_zero(rewards in prop::collection::vec(-10.0..10.0f64, 2..40)) {
+            let ids = vec![0; rewards.len()];
+            for estimator in ALL {
+                let given = advantages(&ids, &rewards, estimator, 1);
+                let size: f64 = given.iter().map(|x| x.abs()).sum();
+                prop_assert!(given.iter().sum::<f64>().abs() <= 1e-12 * size.max(1e-3));
+            }
+        }
+
+        #[test]
+        fn leave_one_out_is_the_mean_of_the_others(rewards in prop::collection::vec(-10.0..10.0f64, 2..20)) {
+            let given = advantages(&vec![0; rewards.len()], &rewards, Estimator::LeaveOneOut, 1);
+            for (i, advantage) in given.iter().enumerate() {
+                let others: f64 = rewards.iter().enumerate().filter(|&(j, _)| j != i).map(|(_, r)| r).sum();
+                let expected = rewards[i] - others / (rewards.len() - 1) as f64;
+                prop_assert!((advantage - expected).abs() <= 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_threads_or_on_how_groups_lie() {
+        let n = crate::threads::PARALLEL_ROWS + 977;
+        let rewards: Vec<f64> = (0..n).map(|i| ((i * 7919) % 1009) as f64 * 0.1).collect();
+        let runs: Vec<i64> = (0..n as i64).map(|i| i / 16).collect();
+        for estimator in ALL {
+            let expected = bits(&advantages(&runs, &rewards, estimator, 1));
+            for threads in [2, 3, 7] {
+                assert_eq!(bits(&advantages(&runs, &rewards, estimator, threads)), expected);
+            }
+        }
+        // The same groups, transposed: row r of group g was at 16 g + r and is now at G r + g.
+        let groups = n / 16;
+        let at = |g: usize, r: usize| 16 * g + r;
+        let scattered: Vec<i64> = (0..16 * groups).map(|i| (i % groups) as i64).collect();
+        let moved: Vec<f64> = (0..16 * groups).map(|i| rewards[at(i % groups, i / groups)]).collect();
+        for estimator in &ALL[..3] {
+            let expected = advantages(&runs[..16 * groups], &rewards[..16 * groups], *estimator, 1);
+            let given = advantages(&scattered, &moved, *estimator, 2);
+            for (i, advantage) in given.iter().enumerate() {
+                assert_eq!(advantage.to_bits(), expected[at(i % groups, i / groups)].to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn weights_and_batches() {
+        let context = Context::new(1, &|| false);
+        let codes = |ids: &[i64]| factorize_integers(ids, &context).unwrap();
+        let mut rows = Rows::new(codes(&[0, 1, 2, 3]).into(), vec![1.0, 4.0, 5.0, 5.0], None, &[], false).unwrap();
+        let plain = Estimator::GlobalNorm { ddof: 0.0, eps: 0.0, group_baseline: false };
+        let steps = codes(&[8, 8, 9, 9]);
+        // Step 8: weights 2 and 1, mean 2, variance (2·1 + 1·4) / 3 = 2. Step 9 is constant.
+        let given = rows.advantages(plain, &[2.0, 1.0, 1.0, 3.0], Some(&steps), &context).unwrap();
+        let root = 2f64.sqrt();
+        assert_eq!(given, [-1.0 / root, 2.0 / root, 0.0, 0.0]);
+        let given = rows.advantages(plain, &[0.0, 0.0, 1.0, 3.0], Some(&steps), &context);
+        assert_eq!(given, Err(CoreError::ZeroWeight { batch: 0 }));
+        let given = rows.advantages(plain, &[1.0], None, &context);
+        assert_eq!(given, Err(CoreError::Length { column: "response_len", given: 1, expected: 4 }));
+    }
+}

@@ -1,0 +1,27 @@
+//! The row side of grpokit: slices in, vectors out.
+//!
+//! Rollouts are rows. [`keys`] turns their group ids into dense codes, [`groups`] takes exact statistics of groups,
+//! [`rows`] carries a batch of rows through shaping, selection and advantages ([`shaping`], [`advantage`]).
+//! Statistics are two-pass in f64 and sequential inside a group, so the bits depend neither on the number of threads
+//! nor on the order of the groups.
+#![forbid(unsafe_code)]
+// Row numbers and group codes are u32 (checked once, in `keys::check_rows`); counts become f64 below 2^53.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::module_name_repetitions
+)]
+// The tests compare bits on purpose.
+#![cfg_attr(test, allow(clippy::float_cmp))]
+
+pub mod advantage;
+pub mod error;
+pub mod groups;
+pub mod keys;
+pub mod rows;
+pub mod shaping;
+pub mod threads;
+
+pub use error::CoreError;

@@ -1,0 +1,96 @@
+//! How many threads, how work is spread over them, and how a long call is stopped.
+//!
+//! Threads are scoped: they live for one call, so a forked child inherits no pool to rebuild and no lock to wait for.
+//! Starting one costs some 20 µs, which is why work below [`PARALLEL_ROWS`] stays on the caller's thread.
+
+use crate::CoreError;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Below this many rows a call runs on the caller's thread.
+pub const PARALLEL_ROWS: usize = 1 << 19;
+
+/// Rows between two looks at whether the caller wants to stop.
+pub const POLL_ROWS: usize = 1 << 20;
+
+/// How a call runs: its threads, and how to ask whether it should stop.
+pub struct Context<'a> {
+    threads: usize,
+    poll: &'a (dyn Fn() -> bool + Sync),
+    stopped: AtomicBool,
+}
+
+impl<'a> Context<'a> {
+    /// `poll` answers true when the caller wants to stop; it is asked every [`POLL_ROWS`] rows.
+    pub fn new(threads: usize, poll: &'a (dyn Fn() -> bool + Sync)) -> Self {
+        Self { threads: threads.max(1), poll, stopped: AtomicBool::new(false) }
+    }
+
+    /// Threads worth using for that many rows.
+    pub fn threads_for(&self, rows: usize) -> usize {
+        if rows < PARALLEL_ROWS { 1 } else { self.threads }
+    }
+
+    /// # Errors
+    /// [`CoreError::Interrupted`] when the caller wants to stop.
+    pub fn check(&self) -> Result<(), CoreError> {
+        if self.stopped.load(Ordering::Relaxed) || (self.poll)() {
+            self.stopped.store(true, Ordering::Relaxed);
+            return Err(CoreError::Interrupted);
+        }
+        Ok(())
+    }
+
+    /// Calls `work` on each part, one thread a part, the first on the caller's own.
+    ///
+    /// # Errors
+    /// The first error in the order of the parts.
+    pub fn each<T: Send, R: Send>(
+        &self,
+        parts: Vec<T>,
+        work: impl Fn(T) -> Result<R, CoreError> + Sync,
+    ) -> Result<Vec<R>, CoreError> {
+        if parts.len() <= 1 {
+            return parts.into_iter().map(work).collect();
+        }
+        let work = &work;
+        std::thread::scope(|scope| {
+            let mut parts = parts.into_iter();
+            let first = parts.next();
+            let handles: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
+            let first: Vec<_> = first.map(work).into_iter().collect();
+            let rest = handles.into_iter().map(|handle| match handle.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            first.into_iter().chain(rest).collect()
+        })
+    }
+}
+
+/// The rows of each part when `rows` are cut into about equal, consecutive parts.
+#[must_use]
+pub fn part_size(rows: usize, parts: usize) -> usize {
+    rows.div_ceil(parts.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_run_in_order_and_the_first_error_wins() {
+        let context = Context::new(3, &|| false);
+        assert_eq!(context.each(vec![1, 2, 3], |x| Ok(x * 2)), Ok(vec![2, 4, 6]));
+        let failed =
+            context.each(vec![0, 1, 2], |x| if x == 0 { Ok(x) } else { Err(CoreError::TooManyRows { given: x }) });
+        assert_eq!(failed, Err(CoreError::TooManyRows { given: 1 }));
+    }
+
+    #[test]
+    fn stopping_is_seen_by_all_parts() {
+        let context = Context::new(2, &|| true);
+        assert_eq!(context.check(), Err(CoreError::Interrupted));
+        let quiet = Context::new(2, &|| false);
+        assert_eq!(quiet.check(), Ok(()));
+    }
+}

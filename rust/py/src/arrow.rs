@@ -1,0 +1,321 @@
+//! Tables through the Arrow C stream: whatever library holds them, without a copy.
+
+use crate::calls::error;
+use arrow_array::cast::AsArray;
+use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
+use arrow_array::types::{
+    ArrowPrimitiveType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
+};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_buffer::ScalarBuffer;
+use arrow_schema::{DataType, SchemaRef};
+use grpokit_core::keys::Keys;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyCapsule, PyList};
+use std::ops::Range;
+
+/// A table read from an object with `__arrow_c_stream__`.
+#[pyclass(frozen, module = "grpokit._native")]
+pub struct Table {
+    schema: SchemaRef,
+    batches: Vec<RecordBatch>,
+}
+
+#[pymethods]
+impl Table {
+    /// Reads the stream to its end; the buffers stay the exporter's.
+    #[new]
+    fn new(data: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let capsule = data.call_method0("__arrow_c_stream__")?;
+        let capsule = capsule.cast::<PyCapsule>()?;
+        let stream = capsule.pointer_checked(Some(c"arrow_array_stream"))?;
+        // SAFETY: the capsule's name says that it holds an ArrowArrayStream; from_raw moves it out and leaves a
+        // released one behind, as the C stream interface asks of a consumer.
+        let stream = unsafe { FFI_ArrowArrayStream::from_raw(stream.as_ptr().cast()) };
+        let failed = |failure: arrow_schema::ArrowError| PyValueError::new_err(failure.to_string());
+        let reader = RecordBatchStreamReader::try_new(stream).map_err(failed)?;
+        let schema = arrow_array::RecordBatchReader::schema(&reader);
+        let batches = reader.collect::<Result<_, _>>().map_err(failed)?;
+        Ok(Self { schema, batches })
+    }
+
+    /// The names of the columns.
+    #[getter]
+    fn names(&self) -> Vec<&str> {
+        self.schema.fields().iter().map(|field| field.name().as_str()).collect()
+    }
+
+    /// A column, or None where the table has none of that name.
+    fn column(&self, name: &str) -> Option<ArrowColumn> {
+        let (at, field) = self.schema.column_with_name(name)?;
+        let chunks = self.batches.iter().map(|batch| batch.column(at).clone()).filter(|chunk| !chunk.is_empty());
+        Some(ArrowColumn { data_type: field.data_type().clone(), chunks: chunks.collect() })
+    }
+
+    fn __len__(&self) -> usize {
+        self.batches.iter().map(RecordBatch::num_rows).sum()
+    }
+}
+
+/// One column of a table, in the chunks in which it came.
+#[pyclass(frozen, module = "grpokit._native")]
+pub struct ArrowColumn {
+    data_type: DataType,
+    pub chunks: Vec<ArrayRef>,
+}
+
+#[pymethods]
+impl ArrowColumn {
+    fn __len__(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.len()).sum()
+    }
+
+    /// The name of its Arrow type.
+    #[getter]
+    fn dtype(&self) -> String {
+        self.data_type.to_string()
+    }
+
+    /// The values of some rows as Python objects: str, bytes, int, float, bool or None.
+    fn take<'py>(&self, py: Python<'py>, rows: Vec<usize>) -> PyResult<Bound<'py, PyList>> {
+        let ends = ends(&self.chunks);
+        let values = rows.into_iter().map(|row| {
+            let chunk = ends.partition_point(|&end| end <= row);
+            let Some(array) = self.chunks.get(chunk) else {
+                return Err(PyValueError::new_err(format!("there is no row {row}")));
+            };
+            value(py, array, row + array.len() - ends[chunk])
+        });
+        PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    /// All values as Python objects.
+    fn to_list<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.take(py, (0..self.__len__()).collect())
+    }
+
+    /// The first rows that are null, at most five, and how many there are.
+    pub fn nulls(&self) -> (Vec<usize>, usize) {
+        let (mut rows, mut count, mut start) = (Vec::new(), 0, 0);
+        for chunk in &self.chunks {
+            if let Some(nulls) = chunk.logical_nulls().filter(|nulls| nulls.null_count() > 0) {
+                count += nulls.null_count();
+                let missing = 5 - rows.len();
+                rows.extend((0..chunk.len()).filter(|&i| nulls.is_null(i)).take(missing).map(|i| start + i));
+            }
+            start += chunk.len();
+        }
+        (rows, count)
+    }
+}
+
+fn ends(chunks: &[ArrayRef]) -> Vec<usize> {
+    chunks
+        .iter()
+        .scan(0, |end, chunk| {
+            *end += chunk.len();
+            Some(*end)
+        })
+        .collect()
+}
+
+/// Calls a macro with the Arrow type behind a numeric `DataType`.
+macro_rules! numeric {
+    ($data_type:expr, $then:ident, $otherwise:expr) => {
+        match $data_type {
+            DataType::Int8 => $then!(Int8Type),
+            DataType::Int16 => $then!(Int16Type),
+            DataType::Int32 => $then!(Int32Type),
+            DataType::Int64 => $then!(Int64Type),
+            DataType::UInt8 => $then!(UInt8Type),
+            DataType::UInt16 => $then!(UInt16Type),
+            DataType::UInt32 => $then!(UInt32Type),
+            DataType::UInt64 => $then!(UInt64Type),
+            _ => $otherwise,
+        }
+    };
+}
+
+fn value<'py>(py: Python<'py>, array: &ArrayRef, row: usize) -> PyResult<Bound<'py, PyAny>> {
+    if array.logical_nulls().is_some_and(|nulls| nulls.is_null(row)) {
+        return Ok(py.None().into_bound(py));
+    }
+    if let Some(dictionary) = array.as_any_dictionary_opt() {
+        return value(py, dictionary.values(), dictionary.normalized_keys()[row]);
+    }
+    macro_rules! number {
+        ($type:ty) => {
+            Ok(array.as_primitive::<$type>().value(row).into_pyobject(py)?.into_any())
+        };
+    }
+    match array.data_type() {
+        DataType::Utf8 => Ok(array.as_string::<i32>().value(row).into_pyobject(py)?.into_any()),
+        DataType::LargeUtf8 => Ok(array.as_string::<i64>().value(row).into_pyobject(py)?.into_any()),
+        DataType::Utf8View => Ok(array.as_string_view().value(row).into_pyobject(py)?.into_any()),
+        DataType::Binary => Ok(array.as_binary::<i32>().value(row).into_pyobject(py)?.into_any()),
+        DataType::LargeBinary => Ok(array.as_binary::<i64>().value(row).into_pyobject(py)?.into_any()),
+        DataType::BinaryView => Ok(array.as_binary_view().value(row).into_pyobject(py)?.into_any()),
+        DataType::Boolean => Ok(array.as_boolean().value(row).into_pyobject(py)?.to_owned().into_any()),
+        DataType::Float16 => Ok(array.as_primitive::<Float16Type>().value(row).to_f64().into_pyobject(py)?.into_any()),
+        DataType::Float32 => number!(Float32Type),
+        DataType::Float64 => number!(Float64Type),
+        other => numeric!(other, number, Err(wrong_type(py, "?", other, "numbers or strings"))),
+    }
+}
+
+/// The error for a column of a type that cannot be read as what is needed.
+pub fn wrong_type(py: Python<'_>, column: &str, given: &DataType, expected: &str) -> PyErr {
+    error(py, "column_type", |context| {
+        context.set_item("column", column)?;
+        context.set_item("given", format!("Arrow's {given}"))?;
+        context.set_item("expected", expected)
+    })
+}
+
+impl ArrowColumn {
+    pub fn data_type(&self) -> &DataType {
+        &self.data_type
+    }
+
+    /// As f64, with which rows are not null (empty: all). One chunk of f64 is not copied.
+    pub fn floats(&self, py: Python<'_>, column: &str) -> PyResult<(ScalarBuffer<f64>, Vec<bool>)> {
+        let mut scored = Vec::new();
+        if self.chunks.iter().any(|chunk| chunk.logical_null_count() > 0) {
+            for chunk in &self.chunks {
+                match chunk.logical_nulls() {
+                    Some(nulls) => scored.extend(nulls.iter()),
+                    None => scored.resize(scored.len() + chunk.len(), true),
+                }
+            }
+        }
+        if let ([chunk], DataType::Float64) = (&self.chunks[..], &self.data_type) {
+            return Ok((chunk.as_primitive::<Float64Type>().values().clone(), scored));
+        }
+        let mut values: Vec<f64> = Vec::with_capacity(self.__len__());
+        #[allow(clippy::cast_precision_loss, clippy::cast_lossless)]
+        for chunk in &self.chunks {
+            macro_rules! number {
+                ($type:ty) => {
+                    values.extend(chunk.as_primitive::<$type>().values().iter().map(|&x| x as f64))
+                };
+            }
+            match chunk.data_type() {
+                DataType::Null => values.resize(values.len() + chunk.len(), 0.0),
+                DataType::Boolean => values.extend(chunk.as_boolean().values().iter().map(|x| f64::from(u8::from(x)))),
+                DataType::Float16 => {
+                    values.extend(chunk.as_primitive::<Float16Type>().values().iter().map(|x| x.to_f64()));
+                }
+                DataType::Float32 => number!(Float32Type),
+                DataType::Float64 => number!(Float64Type),
+                other => numeric!(other, number, return Err(wrong_type(py, column, other, "numbers"))),
+            }
+        }
+        Ok((values.into(), scored))
+    }
+
+    /// As i64; a null is an error.
+    pub fn integers(&self, py: Python<'_>, column: &str) -> PyResult<ScalarBuffer<i64>> {
+        self.refuse_nulls(py, column)?;
+        if let ([chunk], DataType::Int64) = (&self.chunks[..], &self.data_type) {
+            return Ok(chunk.as_primitive::<Int64Type>().values().clone());
+        }
+        let mut values: Vec<i64> = Vec::with_capacity(self.__len__());
+        for chunk in &self.chunks {
+            #[allow(clippy::cast_possible_wrap, clippy::cast_lossless, clippy::unnecessary_cast)]
+            {
+                macro_rules! number {
+                    ($type:ty) => {
+                        values.extend(chunk.as_primitive::<$type>().values().iter().map(|&x| x as i64))
+                    };
+                }
+                let other = chunk.data_type();
+                numeric!(other, number, return Err(wrong_type(py, column, other, "integers")));
+            }
+        }
+        Ok(values.into())
+    }
+
+    pub fn refuse_nulls(&self, py: Python<'_>, column: &str) -> PyResult<()> {
+        let (rows, count) = self.nulls();
+        if count == 0 {
+            return Ok(());
+        }
+        Err(error(py, "null_value", |context| {
+            context.set_item("column", column)?;
+            context.set_item("count", count)?;
+            context.set_item("rows", rows)
+        }))
+    }
+
+    pub fn strings(&self) -> Option<Strings<'_>> {
+        let chunks = self.chunks.iter().map(strings).collect::<Option<Vec<_>>>()?;
+        Some(Strings { ends: ends(&self.chunks), chunks })
+    }
+}
+
+/// The bytes of a string column's chunks.
+pub struct Strings<'a> {
+    chunks: Vec<Bytes<'a>>,
+    ends: Vec<usize>,
+}
+
+enum Bytes<'a> {
+    Small(&'a arrow_array::BinaryArray),
+    Large(&'a arrow_array::LargeBinaryArray),
+    View(&'a arrow_array::BinaryViewArray),
+    SmallText(&'a arrow_array::StringArray),
+    LargeText(&'a arrow_array::LargeStringArray),
+    ViewText(&'a arrow_array::StringViewArray),
+}
+
+pub fn strings_of(array: &ArrayRef) -> Option<Strings<'_>> {
+    Some(Strings { chunks: vec![strings(array)?], ends: vec![array.len()] })
+}
+
+fn strings(array: &ArrayRef) -> Option<Bytes<'_>> {
+    Some(match array.data_type() {
+        DataType::Utf8 => Bytes::SmallText(array.as_string()),
+        DataType::LargeUtf8 => Bytes::LargeText(array.as_string()),
+        DataType::Utf8View => Bytes::ViewText(array.as_string_view()),
+        DataType::Binary => Bytes::Small(array.as_binary()),
+        DataType::LargeBinary => Bytes::Large(array.as_binary()),
+        DataType::BinaryView => Bytes::View(array.as_binary_view()),
+        _ => return None,
+    })
+}
+
+impl Keys for Strings<'_> {
+    fn len(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    fn fill<'a>(&'a self, mut rows: Range<usize>, block: &mut Vec<&'a [u8]>) {
+        while !rows.is_empty() {
+            let chunk = self.ends.partition_point(|&end| end <= rows.start);
+            let start = if chunk == 0 { 0 } else { self.ends[chunk - 1] };
+            let end = rows.end.min(self.ends[chunk]);
+            let here = rows.start - start..end - start;
+            match &self.chunks[chunk] {
+                Bytes::Small(array) => block.extend(here.map(|i| array.value(i))),
+                Bytes::Large(array) => block.extend(here.map(|i| array.value(i))),
+                Bytes::View(array) => block.extend(here.map(|i| array.value(i))),
+                Bytes::SmallText(array) => block.extend(here.map(|i| array.value(i).as_bytes())),
+                Bytes::LargeText(array) => block.extend(here.map(|i| array.value(i).as_bytes())),
+                Bytes::ViewText(array) => block.extend(here.map(|i| array.value(i).as_bytes())),
+            }
+            rows.start = end;
+        }
+    }
+}
+
+/// Whether the type is an integer that group ids can be.
+pub fn is_integer(data_type: &DataType) -> bool {
+    macro_rules! yes {
+        ($type:ty) => {
+            <$type as ArrowPrimitiveType>::DATA_TYPE.is_integer()
+        };
+    }
+    numeric!(data_type, yes, false)
+}

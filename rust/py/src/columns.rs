@@ -1,0 +1,251 @@
+//! What a caller may give as a column, read as what the core needs.
+
+use crate::arrow::{ArrowColumn, is_integer, strings_of, wrong_type};
+use crate::calls::{detached, error, raise};
+use arrow_array::Array;
+use arrow_array::cast::AsArray;
+use arrow_buffer::ScalarBuffer;
+use arrow_schema::DataType;
+use grpokit_core::keys::{BLOCK, Codes, Factorizer, check_rows, factorize_bytes, factorize_integers};
+use numpy::{Element, PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyString};
+
+/// A column of numbers: borrowed from NumPy or Arrow, or our own.
+pub enum Numbers<T> {
+    /// Of a NumPy array, which is kept alive.
+    Numpy(Lent<T>),
+    /// Of an Arrow buffer, which counts its references.
+    Arrow(ScalarBuffer<f64>),
+    /// Converted.
+    Own(Vec<T>),
+}
+
+/// The memory of a contiguous NumPy array.
+pub struct Lent<T> {
+    _owner: Py<PyArray1<T>>,
+    data: *const T,
+    len: usize,
+}
+
+// SAFETY: the array is only read, and its owner, kept alive by the reference, does not move its memory.
+unsafe impl<T: Sync> Send for Lent<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Lent<T> {}
+
+impl AsRef<[f64]> for Numbers<f64> {
+    fn as_ref(&self) -> &[f64] {
+        match self {
+            // SAFETY: data and len are those of the contiguous array that `_owner` keeps alive.
+            Self::Numpy(lent) => unsafe { std::slice::from_raw_parts(lent.data, lent.len) },
+            Self::Arrow(buffer) => buffer,
+            Self::Own(values) => values,
+        }
+    }
+}
+
+fn lend<T: Element>(array: &PyReadonlyArray1<'_, T>) -> Option<Lent<T>> {
+    let slice = array.as_slice().ok()?;
+    let (data, len) = (slice.as_ptr(), slice.len());
+    Some(Lent { _owner: (**array).clone().unbind(), data, len })
+}
+
+/// Rewards or gates: the numbers, and which rows have one (empty: all).
+pub fn floats(column: &str, data: &Bound<'_, PyAny>) -> PyResult<(Numbers<f64>, Vec<bool>)> {
+    let py = data.py();
+    if let Ok(arrow) = data.cast::<ArrowColumn>() {
+        let (values, scored) = arrow.get().floats(py, column)?;
+        return Ok((Numbers::Arrow(values), scored));
+    }
+    if let Ok(array) = data.extract::<PyReadonlyArray1<'_, f64>>() {
+        return Ok((lend(&array).map_or_else(|| Numbers::Own(array.as_array().to_vec()), Numbers::Numpy), Vec::new()));
+    }
+    let list = match data.cast::<PyList>() {
+        Ok(list) => list.clone(),
+        Err(_) => data.call_method0("tolist")?.cast_into::<PyList>()?,
+    };
+    let (mut values, mut scored) = (Vec::with_capacity(list.len()), Vec::new());
+    for (row, item) in list.iter().enumerate() {
+        if item.is_none() {
+            scored.resize(row, true);
+            scored.push(false);
+            values.push(0.0);
+            continue;
+        }
+        values.push(item.extract().map_err(|_| {
+            error(py, "column_type", |context| {
+                context.set_item("column", column)?;
+                context.set_item("given", format!("{} in row {row}", type_name(&item)))?;
+                context.set_item("expected", "numbers, or None where there is none")
+            })
+        })?);
+    }
+    if !scored.is_empty() {
+        scored.resize(values.len(), true);
+    }
+    Ok((Numbers::Own(values), scored))
+}
+
+/// Numbers of tokens.
+pub enum Lengths<'py> {
+    /// As NumPy mostly has them.
+    Wide(PyReadonlyArray1<'py, i64>),
+    /// As other libraries do.
+    Narrow(PyReadonlyArray1<'py, i32>),
+    /// Of an Arrow column.
+    Arrow(ScalarBuffer<i64>),
+}
+
+/// Lengths from an Arrow column or a contiguous array of int32 or int64.
+pub fn lengths<'py>(column: &str, data: &Bound<'py, PyAny>) -> PyResult<Lengths<'py>> {
+    if let Ok(arrow) = data.cast::<ArrowColumn>() {
+        return Ok(Lengths::Arrow(arrow.get().integers(data.py(), column)?));
+    }
+    match data.extract() {
+        Ok(array) => Ok(Lengths::Narrow(array)),
+        Err(_) => Ok(Lengths::Wide(data.extract()?)),
+    }
+}
+
+fn type_name(item: &Bound<'_, PyAny>) -> String {
+    item.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string())
+}
+
+/// The groups of an id column: Arrow, NumPy (integers, `U`, `S`, objects) or a list.
+pub fn codes(data: &Bound<'_, PyAny>, column: &str, threads: usize) -> PyResult<Codes> {
+    let py = data.py();
+    if let Ok(arrow) = data.cast::<ArrowColumn>() {
+        return arrow_codes(py, arrow.get(), column, threads);
+    }
+    if let Ok(list) = data.cast::<PyList>() {
+        return object_codes(py, list.len(), threads, |row| list.get_item(row));
+    }
+    if let Ok(ids) = data.extract::<PyReadonlyArray1<'_, i64>>() {
+        let ids = ids.as_slice()?;
+        return detached(py, threads, |context| factorize_integers(ids, context));
+    }
+    if let Ok(objects) = data.extract::<PyReadonlyArray1<'_, Py<PyAny>>>() {
+        let ids = objects.as_slice()?;
+        return object_codes(py, ids.len(), threads, |row| Ok(ids[row].bind(py).clone()));
+    }
+    // `U` and `S` arrays: every id has the same number of bytes, and equal ids have equal bytes.
+    let (rows, width) = (data.len()?, data.getattr("itemsize")?.extract()?);
+    let bytes = data.call_method0("tobytes")?.cast_into::<PyBytes>()?;
+    let bytes = bytes.as_bytes();
+    let keys = Fixed { bytes, width, rows };
+    detached(py, threads, |context| factorize_bytes(&keys, context))
+}
+
+struct Fixed<'a> {
+    bytes: &'a [u8],
+    width: usize,
+    rows: usize,
+}
+
+impl grpokit_core::keys::Keys for Fixed<'_> {
+    fn len(&self) -> usize {
+        self.rows
+    }
+
+    fn fill<'a>(&'a self, rows: std::ops::Range<usize>, block: &mut Vec<&'a [u8]>) {
+        block.extend(rows.map(|row| &self.bytes[row * self.width..(row + 1) * self.width]));
+    }
+}
+
+/// The interpreter is held while the bytes of some strings are in use, and given away between the blocks.
+fn object_codes<'py>(
+    py: Python<'py>,
+    rows: usize,
+    threads: usize,
+    item: impl Fn(usize) -> PyResult<Bound<'py, PyAny>>,
+) -> PyResult<Codes> {
+    check_rows(rows).map_err(|failure| raise(py, &failure))?;
+    if rows > 0 && !is_text(&item(0)?) {
+        let ids = (0..rows).map(|row| integer(&item(row)?, row)).collect::<PyResult<Vec<_>>>()?;
+        return detached(py, threads, |context| factorize_integers(&ids, context));
+    }
+    let mut groups: Factorizer = Factorizer::new(rows);
+    let mut items = Vec::with_capacity(BLOCK);
+    for (at, start) in (0..rows).step_by(BLOCK).enumerate() {
+        if at % 4 == 3 {
+            py.detach(|| ());
+            py.check_signals()?;
+        }
+        items.clear();
+        for row in start..(start + BLOCK).min(rows) {
+            items.push(item(row)?);
+        }
+        let block = items.iter().enumerate().map(|(i, item)| text(item, start + i));
+        groups.extend(&block.collect::<PyResult<Vec<_>>>()?);
+    }
+    Ok(groups.finish())
+}
+
+fn is_text(item: &Bound<'_, PyAny>) -> bool {
+    item.is_instance_of::<PyString>() || item.is_instance_of::<PyBytes>()
+}
+
+fn text<'a>(item: &'a Bound<'_, PyAny>, row: usize) -> PyResult<&'a [u8]> {
+    if let Ok(text) = item.cast::<PyString>() {
+        return Ok(text.to_str()?.as_bytes());
+    }
+    match item.cast::<PyBytes>() {
+        Ok(bytes) => Ok(bytes.as_bytes()),
+        Err(_) => Err(bad_key(item, row)),
+    }
+}
+
+fn integer(item: &Bound<'_, PyAny>, row: usize) -> PyResult<i64> {
+    if item.is_instance_of::<pyo3::types::PyFloat>() {
+        return Err(bad_key(item, row));
+    }
+    item.extract().map_err(|_| bad_key(item, row))
+}
+
+fn bad_key(item: &Bound<'_, PyAny>, row: usize) -> PyErr {
+    error(item.py(), "bad_keys", |context| context.set_item("given", format!("{} in row {row}", type_name(item))))
+}
+
+fn arrow_codes(py: Python<'_>, data: &ArrowColumn, column: &str, threads: usize) -> PyResult<Codes> {
+    data.refuse_nulls(py, column)?;
+    if is_integer(data.data_type()) {
+        let ids = data.integers(py, column)?;
+        return detached(py, threads, |context| factorize_integers(&ids, context));
+    }
+    if let Some(keys) = data.strings() {
+        return detached(py, threads, |context| factorize_bytes(&keys, context));
+    }
+    if matches!(data.data_type(), DataType::Dictionary(..)) {
+        return dictionary_codes(py, data, column, threads);
+    }
+    Err(wrong_type(py, column, data.data_type(), "integers or strings"))
+}
+
+/// Only the dictionaries' entries are looked up, chunk by chunk: an entry may stand twice, and differ between chunks.
+fn dictionary_codes(py: Python<'_>, data: &ArrowColumn, column: &str, threads: usize) -> PyResult<Codes> {
+    let mut entries: Factorizer = Factorizer::new(1024);
+    let (mut maps, mut seen) = (Vec::new(), 0);
+    for chunk in &data.chunks {
+        let values = chunk.as_any_dictionary().values();
+        let text: Option<Vec<Vec<u8>>> = strings_of(values).map(|keys| {
+            let mut block = Vec::new();
+            grpokit_core::keys::Keys::fill(&keys, 0..values.len(), &mut block);
+            block.into_iter().map(<[u8]>::to_vec).collect()
+        });
+        let Some(text) = text else {
+            return Err(wrong_type(py, column, data.data_type(), "integers or strings"));
+        };
+        for block in text.chunks(BLOCK) {
+            entries.extend(&block.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        }
+        maps.push(seen);
+        seen += values.len();
+    }
+    let entries = entries.finish();
+    let mut ids = Vec::with_capacity(data.chunks.iter().map(|chunk| chunk.len()).sum());
+    for (chunk, start) in data.chunks.iter().zip(maps) {
+        let keys = chunk.as_any_dictionary().normalized_keys();
+        ids.extend(keys.into_iter().map(|key| i64::from(entries.codes[start + key])));
+    }
+    detached(py, threads, |context| factorize_integers(&ids, context))
+}

@@ -1,0 +1,33 @@
+//! `grpokit._native`: checks and conversion around `grpokit-core`, and nothing else.
+// The doc comments here are docstrings in Python.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::doc_markdown,
+    clippy::needless_pass_by_value,
+    clippy::redundant_closure_for_method_calls
+)]
+
+mod arrow;
+mod calls;
+mod columns;
+mod rows;
+
+use pyo3::prelude::*;
+
+/// The native core of grpokit: group ids, statistics, filters and advantages of rollouts.
+#[pymodule(gil_used = true)]
+mod _native {
+    #[pymodule_export]
+    use super::arrow::{ArrowColumn, Table};
+    #[pymodule_export]
+    use super::rows::{Groups, Rows};
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("DEBUG", cfg!(debug_assertions))?;
+        module.add("__all__", ["ArrowColumn", "Groups", "Rows", "Table"])
+    }
+}
