@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .aggregate import TokenMean
 from .errors import error, nearest
-from .stages import Advantage, Aggregate, Correct, Objective, Select, Shape, Stage, fields_of, lookup
+from .stages import REGISTRY, Advantage, Aggregate, Correct, Objective, Select, Shape, Stage, fields_of, load, lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _STAGES = {
     "shape": "shape",
@@ -100,16 +102,15 @@ class Recipe:
     leaves_out: str = ""
 
     def __post_init__(self) -> None:
-        for name, expected in (("advantage", Advantage), ("objective", Objective), ("aggregate", Aggregate)):
-            _check(self, name, getattr(self, name), expected)
-        for name, expected in (("shape", Shape), ("select", Select), ("correct", Correct), ("extra", Term)):
+        for name, one in (("advantage", Advantage), ("objective", Objective), ("aggregate", Aggregate)):
+            _check(name, getattr(self, name), one)
+        for name, many in (("shape", Shape), ("select", Select), ("correct", Correct), ("extra", Term)):
             value = getattr(self, name)
             if not isinstance(value, tuple):
-                raise error(
-                    "bad_parameter", owner="Recipe", name=name, given=value, expected=f"a tuple of {expected.__name__}"
-                )
+                expected = f"a tuple of {many.__name__}"
+                raise error("bad_parameter", owner="Recipe", name=name, given=value, expected=expected)
             for stage in value:
-                _check(self, name, stage, expected)
+                _check(name, stage, many)
         for name, choices in (("ratio", ("old", "rollout")), ("not_finite", ("error", "drop"))):
             if getattr(self, name) not in choices:
                 raise error(
@@ -138,7 +139,11 @@ class Recipe:
         for name in changes:
             if name not in known:
                 raise error(
-                    "unknown_parameter", owner="Recipe", given=name, nearest=nearest(name, known), known=", ".join(known)
+                    "unknown_parameter",
+                    owner="Recipe",
+                    given=name,
+                    nearest=nearest(name, known),
+                    known=", ".join(known),
                 )
         kept = tuple((k, v) for k, v in self.sources if k.split(".")[0] not in changes)
         return dataclasses.replace(self, **({"sources": kept} | changes))
@@ -230,13 +235,11 @@ def recipe_names() -> dict[str, str]:
     >>> gk.recipe_names()["dapo"]
     'DAPO, arXiv:2503.14476'
     """
-    lookup("recipe", "grpo")
-    from .stages import REGISTRY
-
+    load()
     return {name: (make.__doc__ or "").split("\n")[0].rstrip(".") for name, make in REGISTRY["recipe"].items()}
 
 
-def _check(owner: Recipe, name: str, value: Any, expected: type) -> None:
+def _check(name: str, value: Any, expected: type) -> None:
     if not isinstance(value, expected):
         raise error("bad_parameter", owner="Recipe", name=name, given=value, expected=f"a grpokit.{expected.__name__}")
 
@@ -296,7 +299,9 @@ def _explain(recipe: Recipe) -> list[str]:
             show("weigh", weight)
         show("over", term.aggregate)
     lines += ["", "  LOSS = " + " + ".join(_term(term) for term in recipe.terms)]
-    lines.append(f"  r = π / π_{recipe.ratio}, A constant, over the live tokens t; the denominators are the whole batch's")
+    lines.append(
+        f"  r = π / π_{recipe.ratio}, A constant, over the live tokens t; the denominators are the whole batch's"
+    )
     if recipe.leaves_out:
         lines += ["", f"  Left out: {recipe.leaves_out}"]
     return lines

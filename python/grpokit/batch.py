@@ -7,6 +7,7 @@ that keep the whole in reach, so that a denominator or a batch-wide statistic ne
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,8 @@ class TokenBatch:
 
     def __repr__(self) -> str:
         layout = "x".join(map(str, self.shape))
-        return f"TokenBatch({layout}, {len(self.live.lengths)} sequences, {self.live_tokens} live tokens, {sorted(self.columns)})"
+        sizes = f"{len(self.live.lengths)} sequences, {self.live_tokens} live tokens"
+        return f"TokenBatch({layout}, {sizes}, {sorted(self.columns)})"
 
     @property
     def live_tokens(self) -> int:
@@ -213,7 +215,9 @@ class TokenBatch:
             `bad_parameter`.
         """
         if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise error("bad_parameter", owner="split", name="max_tokens", given=max_tokens, expected="an int, at least 1")
+            raise error(
+                "bad_parameter", owner="split", name="max_tokens", given=max_tokens, expected="an int, at least 1"
+            )
         bounds, cuts = self.whole._bounds, [self.rows.start]
         for row in range(self.rows.start + 1, self.rows.stop):
             if bounds[row + 1] - bounds[cuts[-1]] > max_tokens:
@@ -266,7 +270,7 @@ class TokenBatch:
 
     def _has_empty(self) -> bool:
         bounds = self.whole._bounds[self.rows.start : self.rows.stop + 1]
-        return any(a == b for a, b in zip(bounds, bounds[1:], strict=False))
+        return any(a == b for a, b in itertools.pairwise(bounds))
 
 
 def reserved(name: str) -> bool:
@@ -306,8 +310,8 @@ def _mask(targets: Tensor, mask: Any) -> Tensor:
     return there.reshape(-1) != 0
 
 
-def _constant(name: str, x: Any, device: torch.device) -> Tensor:
-    x = _tensor(name, x, device)
+def _constant(name: str, given: Any, device: torch.device) -> Tensor:
+    x = _tensor(name, given, device)
     if x.requires_grad:
         expected = "a constant: detach it, or hand it over with the call of the loss"
         raise error("token_type", name=name, given="a tensor that requires grad", expected=expected)
@@ -318,13 +322,12 @@ def _constant(name: str, x: Any, device: torch.device) -> Tensor:
     return x
 
 
-def _tensor(name: str, x: Any, device: torch.device) -> Tensor:
+def _tensor(name: str, given: Any, device: torch.device) -> Tensor:
     """A tensor where the batch is; arrays, lists and numbers are brought there, a tensor must be."""
-    if not isinstance(x, Tensor):
-        try:
-            x = torch.from_numpy(np.array(x)).to(device)
-        except (TypeError, ValueError):
-            raise error("token_type", name=name, given=type(x), expected="a tensor, an array or a number") from None
+    try:
+        x = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given)).to(device)
+    except (TypeError, ValueError):
+        raise error("token_type", name=name, given=type(given), expected="a tensor, an array or a number") from None
     if x.device != device:
         raise error("token_type", name=name, given=f"on {x.device}", expected=f"on {device}, like targets")
     if x.is_complex():

@@ -69,7 +69,7 @@ class Source:
 
 def _open(rollouts: Any) -> tuple[list[str], Callable[[str], Any]]:
     if hasattr(rollouts, "__arrow_c_stream__"):
-        table = Table(rollouts)
+        table = Table(_without_null_type(rollouts))
         return table.names, table.column
     if isinstance(rollouts, Mapping):
         return list(rollouts), rollouts.__getitem__
@@ -83,6 +83,15 @@ def _open(rollouts: Any) -> tuple[list[str], Callable[[str], Any]]:
     raise error("table_type", given=type(rollouts).__name__)
 
 
+def _without_null_type(table: Any) -> Any:
+    """Polars 2.1 exports a column without a type with a buffer that the Arrow specification does not allow."""
+    if type(table).__module__.startswith("polars."):
+        import polars as pl  # the caller's, imported already
+
+        return table.with_columns(pl.col(name).cast(pl.Boolean) for name, kind in table.schema.items() if kind == pl.Null)
+    return table
+
+
 def as_column(name: str, data: Any) -> Column:
     """What the native core can read: an Arrow column, a list, or a one-dimensional array."""
     if isinstance(data, ArrowColumn | list):
@@ -94,6 +103,8 @@ def as_column(name: str, data: Any) -> Column:
     array = data if isinstance(data, np.ndarray) else np.asarray(data)
     if array.ndim != 1:
         raise error("column_shape", column=name, shape=array.shape)
+    if len(array) >= 2**32 - 1:
+        raise error("too_many_rows", given=len(array))
     return array
 
 
@@ -126,7 +137,7 @@ def keys(data: Column) -> Column:
     """A column of group ids, for the native core."""
     if not isinstance(data, np.ndarray):
         return data
-    if data.dtype.kind in "iub":
+    if data.dtype.kind in "iub" or not data.size:
         # A uint64 beyond int64 wraps around, which keeps different ids different.
         return np.ascontiguousarray(data).astype(np.int64, copy=False)
     if data.dtype.kind in "USO":

@@ -9,7 +9,6 @@ token from the term; c_kt is one over an aggregate's denominator, which belongs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,10 @@ from .errors import error
 from .tokens import Normalizer, Segments, Tokens, missing, sum_segments
 
 if TYPE_CHECKING:
-    from .batch import TokenBatch
+    from collections.abc import Iterable, Mapping
+
     from ._recipe import Recipe, Term
+    from .batch import TokenBatch
     from .stages import Correct, Stage
 
 
@@ -116,7 +117,9 @@ def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor
     _check_result(term.objective, value, left.factor)
     if not value.requires_grad:
         expected = "one that depends on the current policy's columns"
-        raise error("stage_result", stage=type(term.objective).__name__, given="a value without gradient", expected=expected)
+        raise error(
+            "stage_result", stage=type(term.objective).__name__, given="a value without gradient", expected=expected
+        )
     contribution = left.factor * value
     if settled.kept is not None:
         contribution = contribution.new_zeros(len(weights)).index_copy(0, settled.kept.index, contribution)
@@ -153,21 +156,18 @@ def _weigh(term: Term, weights: Tensor, stages: Iterable[Correct], tokens: Token
     if term.aggregate.over == "kept":
         lengths = sum_segments(there, tokens.lengths).repeat_interleave(tokens.lengths, output_size=len(there))
     counts = Normalizer.of(weights, tokens.lengths, term.aggregate.over)
-    denominator = term.aggregate.denominator(counts, lengths.double())
-    # A denominator of 0 belongs to tokens that are not kept.
-    return _Settled(weights, term.scale / torch.where(denominator > 0, denominator, 1.0), kept)
+    # A denominator is 0 only for tokens that are not kept, and nothing reads those.
+    return _Settled(weights, term.scale / term.aggregate.denominator(counts, lengths.double()), kept)
 
 
 def _check_reads(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> None:
     base = f"{recipe.ratio}_logps"
-    known = {**batch.columns, **current, "old_logps": None, "weight": None}
+    known = {*batch.columns, *current, "old_logps", "weight"}
     for term in recipe.terms:
         for stage in (term.objective, *term.weigh):
-            for column in stage.reads - known.keys():
-                if column != "log_ratio" or base not in known:
-                    column = base if column == "log_ratio" else column
-                    given = [*batch.columns, *current]
-                    raise missing(column, type(stage).__name__, dict.fromkeys(given))
+            needed = {base if column == "log_ratio" else column for column in stage.reads}
+            for column in sorted(needed - known):
+                raise missing(column, type(stage).__name__, [*batch.columns, *current])
 
 
 def _check_result(stage: Stage, result: object, like: Tensor) -> None:

@@ -7,8 +7,11 @@ and Python raise the same kinds through `error`, and a test walks the table and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class GrpokitError(Exception):
@@ -22,7 +25,7 @@ class GrpokitError(Exception):
         What the message was made of.
     """
 
-    def __init__(self, kind: str, **context: object) -> None:
+    def __init__(self, kind: str, /, **context: object) -> None:
         self.kind = kind
         self.context = context
         super().__init__(KINDS[kind].template.format(**context))
@@ -252,7 +255,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def error(kind: str, **context: object) -> GrpokitError:
+def error(kind: str, /, **context: object) -> GrpokitError:
     """The exception of that kind, ready to raise.
 
     Examples

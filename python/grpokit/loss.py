@@ -9,7 +9,6 @@ Over the parts of a split, losses, gradients and metrics add up to those of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,10 @@ from .metrics import measure
 from .tokens import sum_segments
 
 if TYPE_CHECKING:
-    from .batch import TokenBatch
+    from collections.abc import Iterator, Mapping
+
     from ._recipe import Recipe
+    from .batch import TokenBatch
 
 __all__ = ["Coefficients", "LossOutput", "coefficients", "from_logits", "from_logps", "observe"]
 
@@ -255,7 +256,7 @@ def _run(door: _FromColumns, *inputs: Tensor) -> LossOutput:
         current = door.read(inputs)
         result = _resolve(door.batch, door.recipe, current)
         metrics = measure(door.batch, door.recipe, current, result)
-    loss: Tensor = _Loss.apply(door, result.loss, result.gradients, *inputs)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Loss.apply(door, result.loss, result.gradients, *inputs)
     return LossOutput(loss, metrics)
 
 

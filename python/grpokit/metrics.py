@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from .objective.columns import LIMIT, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
+
+    from ._recipe import Recipe
     from .batch import TokenBatch
     from .equation import Coefficients
-    from ._recipe import Recipe
 
 
 def measure(

@@ -27,8 +27,9 @@ _READS = frozenset({"old_logps", "rollout_logps"})
 @register("correct")
 @dataclass(frozen=True)
 class TIS(Correct):
-    """Truncated importance sampling, w = min(ρ, C) (Yao et al., "Your Efficient RL Framework Secretly Brings You
-    Off-Policy RL Training", 2025).
+    """Truncated importance sampling, w = min(ρ, C).
+
+    Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025.
 
     Parameters
     ----------
@@ -97,7 +98,9 @@ class IcePop(Correct):
         check_number(self, "low", more_than=0)
         check_number(self, "high", more_than=0)
         if not self.low < self.high:
-            raise error("bad_parameter", owner="IcePop", name="high", given=self.high, expected=f"more than low={self.low}")
+            raise error(
+                "bad_parameter", owner="IcePop", name="high", given=self.high, expected=f"more than low={self.low}"
+            )
 
     def weight(self, tokens: Tokens) -> Tensor:
         d = tokens.old_logps - tokens.rollout_logps

@@ -28,9 +28,8 @@ def check_number(
     if optional and value is None:
         return
     fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    for bound, holds in ((at_least, lambda b: value >= b), (more_than, lambda b: value > b), (less_than, lambda b: value < b)):
-        fine = fine and (bound is None or holds(bound))
-    if not fine:
+    fine = fine and (at_least is None or value >= at_least) and (more_than is None or value > more_than)
+    if not fine or (less_than is not None and value >= less_than):
         words = (("at least", at_least), ("more than", more_than), ("less than", less_than))
         expected = ", ".join(["a finite number", *(f"{word} {bound:g}" for word, bound in words if bound is not None)])
         expected += ", or None for no bound" * optional

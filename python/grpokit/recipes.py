@@ -7,10 +7,10 @@ default and `explain()` says whose it is.
 
 from __future__ import annotations
 
+from ._recipe import Recipe, Term
 from .advantage import GroupNorm, LeaveOneOut, MeanBaseline
 from .aggregate import Constant, SequenceMean, SequenceSum, TokenMean
 from .objective import KL, Clip, Reinforce
-from ._recipe import Recipe, Term
 from .selection import HasSignal
 from .shaping import Overlong
 from .stages import register
@@ -26,9 +26,7 @@ _PPO_CLIP = (
 
 
 @register("recipe")
-def grpo(
-    *, beta: float = 0.04, low: float = 0.2, high: float = 0.2, ddof: int = 1, eps: float = 1e-4
-) -> Recipe:
+def grpo(*, beta: float = 0.04, low: float = 0.2, high: float = 0.2, ddof: int = 1, eps: float = 1e-4) -> Recipe:
     """GRPO (DeepSeekMath), arXiv:2402.03300.
 
     Group-normalised advantages, PPO's clip, a k3 penalty to the reference policy, and the mean over answers of the

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._native import Groups, Rows
-from .columns import Column, Names, Source, as_column, floats, integers, keys, take
-from .errors import error
+from ._native import ArrowColumn, Groups, Rows
 from ._recipe import Recipe
 from ._recipe import recipe as named
+from .columns import Column, Names, Source, as_column, floats, integers, keys, take
+from .errors import error
 from .selection import Reason
-from .stages import Advantage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .stages import Advantage
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +210,9 @@ def process(
         expected = "no parameters beside a Recipe; give them to grpokit.recipe(...), or use recipe.replace(...)"
         raise error("bad_parameter", owner="process", name=given, given=parameters[given], expected=expected)
     if not isinstance(recipe, Recipe):
-        raise error("bad_parameter", owner="process", name="recipe", given=recipe, expected="a grpokit.Recipe or a name")
+        raise error(
+            "bad_parameter", owner="process", name="recipe", given=recipe, expected="a grpokit.Recipe or a name"
+        )
 
     source = Source(rollouts, columns)
     ids = source.several("group_id", "process")
@@ -231,8 +234,10 @@ def process(
 
     groups = Groups([keys(column) for column in ids], ["group_id"] * len(ids), threads)
     rows = Rows(groups, reward, gate, recipe.not_finite == "drop")
-    for stage in (*recipe.shape, *recipe.select):
-        stage.run(rows, groups, read)
+    for shape in recipe.shape:
+        shape.run(rows, groups, read)
+    for select in recipe.select:
+        select.run(rows, groups, read)
     return Processed(rows, groups, ids, recipe.advantage.run(rows, groups, read), staleness)
 
 
@@ -345,9 +350,5 @@ def advantages(
 
 
 def _series(column: Any) -> Any:
-    """A series of a dataframe library keeps its nulls as an Arrow column."""
-    from ._native import Table
-
-    if not hasattr(column, "__arrow_c_stream__") or isinstance(column, np.ndarray):
-        return column
-    return Table(column).column("")
+    """A series of a dataframe library, with its nulls, as an Arrow column."""
+    return ArrowColumn(column) if hasattr(column, "__arrow_c_stream__") else column

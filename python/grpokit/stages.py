@@ -8,6 +8,7 @@ what `scope`; when it runs follows from that. There are seven kinds, in the orde
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -49,9 +50,7 @@ class Stage:
 class Shape(Stage):
     """Adds to the reward before the advantage is taken; filters and metrics never see it."""
 
-    def __call__(
-        self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns
-    ) -> NDArray[np.float64]:
+    def __call__(self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns) -> NDArray[np.float64]:
         """The amount to add to each row's reward: (N,) float64, finite."""
         raise NotImplementedError(type(self))
 
@@ -84,9 +83,7 @@ class Advantage(Stage):
 
     signal: ClassVar[Literal["group", "batch", "none"]] = "group"
 
-    def __call__(
-        self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns
-    ) -> NDArray[np.float64]:
+    def __call__(self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns) -> NDArray[np.float64]:
         """The advantages of the rows it is shown (those that are kept): (N,) float64, finite."""
         raise NotImplementedError(type(self))
 
@@ -156,7 +153,6 @@ KINDS: dict[str, type[Stage]] = {
 }
 REGISTRY: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "recipe")}
 _HOME = ("shaping", "selection", "advantage", "mismatch", "objective", "aggregate", "recipes")
-_loaded = False
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -214,15 +210,13 @@ def lookup(kind: str, name: str) -> Any:
     return REGISTRY[kind][name]
 
 
+@functools.cache
 def load() -> None:
     """Imports what registers stages: the built-in modules, then other packages' entry points."""
-    global _loaded
-    if not _loaded:
-        _loaded = True
-        for module in _HOME:
-            import_module(f"grpokit.{module}")
-        for entry in entry_points(group="grpokit.stages"):
-            entry.load()
+    for module in _HOME:
+        import_module(f"grpokit.{module}")
+    for entry in entry_points(group="grpokit.stages"):
+        entry.load()
 
 
 def _is_frozen(thing: type) -> bool:

@@ -6,16 +6,19 @@ NaN behind a mask cannot arrive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .errors import error, nearest
-from .stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .stages import Stage
 
 # What every batch has and every stage may read without saying so.
 ALWAYS = frozenset({"length", "position", "rollout_ids", "step", "targets"})
@@ -106,7 +109,7 @@ class Tokens:
 
     def total(self, x_T: Tensor) -> Tensor:
         """(T,): the sum over the token's sequence, at every token; the gradient of each is the sequence's sum."""
-        total: Tensor = _Total.apply(x_T, self.lengths)  # type: ignore[no-untyped-call]
+        total: Tensor = _Total.apply(x_T, self.lengths)
         return total
 
     def mean(self, x_T: Tensor) -> Tensor:
@@ -144,7 +147,7 @@ class Normalizer:
         return cls(counted_T.sum().double(), counted_S.sum().double())
 
 
-def missing(column: str, reader: str, given: Mapping[str, Any]) -> Exception:
+def missing(column: str, reader: str, given: Iterable[str]) -> Exception:
     """The error for a column that a stage reads and nobody gave."""
     known = sorted(given)
     return error(
@@ -163,5 +166,5 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream_T: Tensor) -> tuple[Tensor, None]:
         (lengths_S,) = ctx.saved_tensors
-        total: Tensor = _Total.apply(upstream_T.contiguous(), lengths_S)  # type: ignore[no-untyped-call]
+        total: Tensor = _Total.apply(upstream_T.contiguous(), lengths_S)
         return total, None

@@ -9,18 +9,20 @@ Left out: PPO's value and entropy terms are terms of their own; the papers' expe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..parameters import check_number
-from ..stages import Objective, register
+from grpokit.parameters import check_number
+from grpokit.stages import Objective, register
+
 from .columns import clip, log_bounds, ratio, where
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
-    from ..tokens import Tokens
+    from grpokit.tokens import Tokens
 
 
 @register("objective")

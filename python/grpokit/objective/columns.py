@@ -67,7 +67,7 @@ def lesser(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ratio(log_ratio: Tensor, limit: float = LIMIT) -> Tensor:
-    """r = exp(d), constant where abs(d) > limit: the largest ratio is e^20, in fp32 as in fp64.
+    """R = exp(d), constant where abs(d) > limit: the largest ratio is e^20, in fp32 as in fp64.
 
     d itself is never changed, so bounds that are compared with it see what it is; how many tokens are beyond the
     limit is the metric ``ratio/limited``.

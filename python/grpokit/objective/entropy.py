@@ -8,16 +8,17 @@ Left out: a coefficient that adapts during training, which is no part of a recip
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..stages import Objective, register
+from grpokit.stages import Objective, register
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
-    from ..tokens import Tokens
+    from grpokit.tokens import Tokens
 
 
 @register("objective")
@@ -33,7 +34,9 @@ class Entropy(Objective):
 
     @property
     def breaks(self) -> Mapping[str, str]:
-        return dict.fromkeys(("zero_advantage", "homogeneous", "on_policy"), "it has no advantage: it spreads the policy")
+        return dict.fromkeys(
+            ("zero_advantage", "homogeneous", "on_policy"), "it has no advantage: it spreads the policy"
+        )
 
     def value(self, tokens: Tokens) -> Tensor:
         return tokens.entropies

@@ -10,17 +10,18 @@ Left out: KL in the reward, and weighing the estimator by the ratio.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ..parameters import check_choice
-from ..stages import Objective, register
+from grpokit.parameters import check_choice
+from grpokit.stages import Objective, register
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
-    from ..tokens import Tokens
+    from grpokit.tokens import Tokens
 
 
 @register("objective")
@@ -73,7 +74,8 @@ class KL(Objective):
         return dict.fromkeys(("zero_advantage", "homogeneous", "on_policy"), reason) | unbounded
 
     def value(self, tokens: Tokens) -> Tensor:
-        x = tokens.logps - getattr(tokens, f"{self.to}_logps")
+        other: Tensor = getattr(tokens, f"{self.to}_logps")
+        x = tokens.logps - other
         if self.kind == "k1":
             return x
         if self.kind == "k2":

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..stages import Objective, register
+from grpokit.stages import Objective, register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..tokens import Tokens
+    from grpokit.tokens import Tokens
 
 
 @register("objective")

@@ -6,9 +6,12 @@ have any, those that the weights "kept", or all "rows", the empty ones too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from .objective import Column
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .objective import Column
 
 
 def counts(weights: Sequence[Column], over: str) -> tuple[int, int, list[int]]:
@@ -17,22 +20,22 @@ def counts(weights: Sequence[Column], over: str) -> tuple[int, int, list[int]]:
     return sum(lengths), len(lengths) if over == "rows" else sum(n > 0 for n in lengths), lengths
 
 
-def token_mean(tokens: int, N: int, o_i: int) -> float:  # noqa: ARG001
+def token_mean(tokens: int, _N: int, _o_i: int) -> float:
     """Σ_i |o_i| (2503.14476, eq. 8)."""
     return tokens
 
 
-def sequence_mean(tokens: int, N: int, o_i: int) -> float:  # noqa: ARG001
+def sequence_mean(_tokens: int, N: int, o_i: int) -> float:
     """N |o_i| (2402.03300, eq. 3)."""
     return N * o_i
 
 
-def sequence_sum(tokens: int, N: int, o_i: int) -> float:  # noqa: ARG001
+def sequence_sum(_tokens: int, N: int, _o_i: int) -> float:
     """N."""
     return N
 
 
-def constant(tokens: int, N: int, o_i: int, length: float) -> float:  # noqa: ARG001
+def constant(_tokens: int, N: int, _o_i: int, *, length: float) -> float:
     """N L (2503.20783, §3.2)."""
     return N * length
 

@@ -7,12 +7,14 @@ A row is one sequence's live tokens: {"advantages": [...], "old_logps": [...], .
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .aggregate import DENOMINATORS, counts
 from .mismatch import WEIGHTS
 from .objective import GRADIENTS, VALUES, Column, Columns
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 def loss(

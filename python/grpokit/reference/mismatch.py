@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .objective import Column, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def tis(old_logps: Column, rollout_logps: Column, cap: float) -> list[float]:

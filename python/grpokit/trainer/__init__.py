@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import error
+from grpokit.errors import error
+
 from .config import TrainConfig
 
 if TYPE_CHECKING:

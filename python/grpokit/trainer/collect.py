@@ -6,22 +6,26 @@ Dynamic sampling (DAPO, arXiv:2503.14476, §3.2) is nothing but this loop around
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Generator
 
 import grpokit as gk
 
 from . import rewards
-from .config import TrainConfig
-from .policy import Completion, Policy
 from .rollout import generate
 from .tasks import Item, Task, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from random import Random
+
+    from numpy.typing import NDArray
+    from torch import Generator
+
+    from .config import TrainConfig
+    from .policy import Completion, Policy
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Sampled:
         groups = [g[~np.isnan(g)] for g in np.split(rewards_N, np.flatnonzero(np.diff(self.group_id)) + 1)]
         spreads = [g.std(ddof=1) for g in groups if len(g) > 1]
         keep = self.processed.keep
-        dropped = {f"sampling/dropped/{reason}": int(n) for reason, n in self.processed.counts.items()}
+        counts = self.processed.counts
+        dropped = {f"sampling/dropped/{name}": n for name, n in counts.items() if name not in ("in", "kept")}
         return {
             "reward": _mean(scored),
             "reward_std": _mean(spreads),
@@ -66,8 +71,8 @@ class Sampled:
             "completions/mean_length": _mean([len(c.token_ids) for c in self.completions]),
             "completions/clipped_ratio": _mean([c.finish == "length" for c in self.completions]),
             "sampling/rounds": self.rounds,
-            "sampling/completions": len(keep),
-            "sampling/used": int(keep.sum()),
+            "sampling/completions": counts["in"],
+            "sampling/used": counts["kept"],
             "sampling/kept_share": _mean(keep),
             **dropped,
         }
@@ -97,6 +102,7 @@ class Sampled:
 
 def collect(
     policy: Policy,
+    *,
     task: Task,
     reward: rewards.Reward | None,
     recipe: gk.Recipe,

@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import json
 import math
-import os
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import error, nearest
-from .._recipe import Recipe
-from .._recipe import recipe as named_recipe
-from ..stages import lookup
+import grpokit as gk
+from grpokit.errors import error, nearest
+from grpokit.stages import lookup
+
+if typing.TYPE_CHECKING:
+    import os
 
 
 def _at_least(low: float, default: Any) -> Any:
@@ -55,7 +56,9 @@ class TinyModel:
         _check(self)
         if self.hidden_size % (2 * self.heads):
             expected = f"a multiple of {2 * self.heads}, twice the number of heads"
-            raise error("bad_parameter", owner="TinyModel", name="hidden_size", given=self.hidden_size, expected=expected)
+            raise error(
+                "bad_parameter", owner="TinyModel", name="hidden_size", given=self.hidden_size, expected=expected
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,7 @@ class TrainConfig:
     recipe : str
         The name of a recipe, see `grpokit.recipe_names`.
     recipe_parameters : dict
-        The recipe's keyword arguments: the paper's symbols. What belongs to the run is filled in by `resolve`.
+        The recipe's keyword arguments: the paper's symbols. Its `max_len` is `max_completion_length` unless given.
     seed : int
         Of the weights, the demonstrations, the prompts and the sampling.
     steps : int
@@ -160,7 +163,7 @@ class TrainConfig:
     recipe: str = "dapo"
     recipe_parameters: dict[str, Any] = field(default_factory=dict)
     seed: int = _at_least(0, 0)
-    steps: int = _at_least(0, 60)
+    steps: int = _at_least(0, 100)
     prompts_per_step: int = _at_least(1, 16)
     num_generations: int = _at_least(1, 8)
     max_rounds: int = _at_least(1, 4)
@@ -192,7 +195,8 @@ class TrainConfig:
         InputError
             An unknown key (with the nearest name), or a value of the wrong type.
         """
-        return _build(cls, data)
+        config: TrainConfig = _build(cls, data)
+        return config
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> TrainConfig:
@@ -214,7 +218,7 @@ class TrainConfig:
         return cls.from_dict(data)
 
     def with_settings(self, settings: Iterable[str]) -> TrainConfig:
-        """This configuration with ``key=value`` texts applied in order.
+        """The same with ``key=value`` texts applied in order.
 
         Parameters
         ----------
@@ -223,43 +227,39 @@ class TrainConfig:
             recipe drops the parameters of the former one.
         """
         data = self.to_dict()
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            if not equals:
-                raise error("bad_parameter", owner="--set", name="setting", given=setting, expected="key=value")
+        for key, value in map(read_setting, settings):
             if key == "recipe":
                 data["recipe_parameters"] = {}
-            table, _, name = key.strip().rpartition(".")
+            table, _, name = key.rpartition(".")
             table = "recipe_parameters" if table == "recipe" else table
             target = data.setdefault(table, {}) if table else data
             if not isinstance(target, dict):
-                raise error("bad_parameter", owner="--set", name=key, given=text, expected=f"{table}=..., not a table")
-            target[name] = _read(text)
+                raise error("bad_parameter", owner="--set", name=key, given=value, expected=f"{table}=..., no table")
+            target[name] = value
         return self.from_dict(data)
 
     def resolve(self) -> TrainConfig:
-        """The same with the recipe's parameters filled in that belong to the run.
-
-        `max_len` is the most tokens that a completion may have.
+        """The same with the recipe's default parameters written out.
 
         Raises
         ------
         InputError
             The recipe is not known, or does not take its parameters.
         """
-        make = lookup("recipe", self.recipe)
-        # None is every such parameter's default, and TOML has no word for it.
-        parameters = {name: value for name, value in self.recipe_parameters.items() if value is not None}
-        for name in inspect.signature(make).parameters:
-            if name in _FROM_RUN:
-                parameters.setdefault(name, self.max_completion_length)
-        resolved = dataclasses.replace(self, recipe_parameters=parameters)
+        parameters = inspect.signature(lookup("recipe", self.recipe)).parameters
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        # None is left out, since TOML has no word for it; it is the default wherever it is allowed.
+        given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
+        resolved = dataclasses.replace(self, recipe_parameters=given)
         resolved.make_recipe()
         return resolved
 
-    def make_recipe(self) -> Recipe:
-        """The recipe with its parameters."""
-        return named_recipe(self.recipe, **self.recipe_parameters)
+    def make_recipe(self) -> gk.Recipe:
+        """The recipe with its parameters; `max_len` is `max_completion_length` unless it is given."""
+        parameters = self.recipe_parameters
+        if "max_len" in inspect.signature(lookup("recipe", self.recipe)).parameters:
+            parameters = {"max_len": self.max_completion_length} | parameters
+        return gk.recipe(self.recipe, **parameters)
 
     def arithmetic(self) -> dict[str, int]:
         """What a step and the run amount to, in rows and tokens."""
@@ -290,8 +290,26 @@ class TrainConfig:
         return "\n".join(lines) + "\n"
 
 
-# Names of recipe parameters that state the run's generation budget.
-_FROM_RUN = ("max_len",)
+def read_setting(text: str) -> tuple[str, Any]:
+    """The key and the value of ``key=value``; the value as TOML writes it, or else a text without its quotes.
+
+    Raises
+    ------
+    InputError
+        There is no ``=`` in it.
+
+    Examples
+    --------
+    >>> read_setting("recipe.low=0.2"), read_setting("recipe=dapo")
+    (('recipe.low', 0.2), ('recipe', 'dapo'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise error("bad_parameter", owner="--set", name="setting", given=text, expected="key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
 
 
 def _build(cls: Any, data: Mapping[str, Any]) -> Any:
@@ -325,14 +343,6 @@ def _check(config: Any) -> None:
             raise error("bad_parameter", owner=type(config).__name__, name=f.name, given=value, expected=expected)
         if cls is float:
             object.__setattr__(config, f.name, float(value))
-
-
-def _read(text: str) -> Any:
-    """A value as TOML writes it; what is none of TOML's is a text without its quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text.strip()
 
 
 def _write(value: Any) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.progress import TaskID
 
     from .run import Summary
 
-_LINES = 6
+_LINES = 5
 
 
 class Console(Protocol):
@@ -30,7 +31,7 @@ class Console(Protocol):
 
 
 class Plain:
-    """A line for each note, and about six for a phase: for files, pipes and logs."""
+    """A line for each note, and about five for a phase: for files, pipes and logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -51,24 +52,26 @@ class Live:
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console as Terminal
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
         self.bar = Progress(
             TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
+            # The numbers take the room that is left; a narrow terminal cuts the last of them.
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=Terminal(file=stream),
             transient=True,
+            expand=True,
         )
         self.phases: dict[str, TaskID] = {}
-        self.bar.start()
 
     def note(self, text: str) -> None:
         self.bar.console.print(text, markup=False, highlight=False)
 
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
+        self.bar.start()
         if phase not in self.phases:
             for former in self.phases.values():
                 self.bar.update(former, visible=False)
@@ -88,9 +91,9 @@ def line(metrics: Mapping[str, float]) -> str:
     """A step in one line: what was sampled, what was used, how the policy moves."""
     shown = {
         "reward": metrics["reward"],
-        "no signal": metrics["frac_reward_zero_std"],
         "used": metrics["sampling/kept_share"],
         "entropy": metrics.get("entropy"),
+        "no signal": metrics["frac_reward_zero_std"],
         "clipped": metrics.get("clip_ratio/region_mean"),
         "length": metrics["completions/mean_length"],
     }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from torch import Generator
 
-from .policy import Policy
 from .rewards import score
 from .rollout import generate
-from .tasks import Item, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .policy import Policy
+    from .tasks import Item, Task
 
 
 @dataclass(frozen=True)

@@ -6,29 +6,28 @@ in the recipe and nowhere here.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from random import Random
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-import grpokit as gk
-
-from ..errors import error
-from .collect import Sampled, collect
+from .collect import collect
 from .config import TrainConfig
 from .console import Console, console_for, line
 from .evaluate import Passed, evaluate
-from .policy import Padded, Policy
-from .rewards import Reward
+from .learn import Learner
+from .policy import Policy
 from .run import RunDirectory, Summary, default_name, uninterrupted
 from .tasks import Sorting, Task, draw
 from .warmstart import warm_start
+
+if TYPE_CHECKING:
+    import os
+
+    from .rewards import Reward
 
 
 class Trainer:
@@ -73,9 +72,10 @@ class Trainer:
         overwrite: bool = False,
         console: Console | None = None,
     ) -> None:
-        self.config = (config or TrainConfig()).resolve()
+        self.config = (TrainConfig() if config is None else config).resolve()
         self.recipe = self.config.make_recipe()
-        self.task, self.reward, self.overwrite, self.console = task or Sorting(), reward, overwrite, console
+        self.task, self.reward, self.overwrite = Sorting() if task is None else task, reward, overwrite
+        self.console = console_for(sys.stderr) if console is None else console
         self.run = RunDirectory(directory or Path("runs") / default_name(self.config))
         self.run.check(overwrite=overwrite)
         self.summary: Summary | None = None
@@ -119,26 +119,21 @@ class Trainer:
         self.held_out = draw(self.task, self._random("held out"), config.evaluation.prompts, held_out=True)
         self.rng = self._random("prompts")
         self.generator = torch.Generator(self.policy.model.device).manual_seed(self._seed("sampling"))
-        # foreach: one call changes all weights, so that an interrupt finds them as they were before it or after it.
-        self.optimizer = torch.optim.AdamW(
-            self.policy.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
-        )
-        self.steps = self.updates = self.completions = self.used = self.tokens = 0
+        self.steps = self.completions = self.used = self.tokens = 0
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
         self.run.create(config, overwrite=self.overwrite)
-        self.console = self.console or console_for(sys.stderr)
-        weights = sum(p.numel() for p in self.policy.model.parameters())
-        self.console.note(f"{self.recipe.name}, seed {config.seed}, {weights:,} weights, in {self.run.path}")
 
     def _warm_start(self) -> None:
         config, started = self.config.warm_start, perf_counter()
+        weights = sum(p.numel() for p in self.policy.model.parameters())
+        self.console.note(f"{self.recipe.name}, seed {self.config.seed}, {weights:,} weights, in {self.run.path}")
 
         def each(step: int, loss: float) -> None:
             self.console.progress("warm start", step, config.steps, f"loss {loss:.3f}")
 
         warm_start(self.policy, self.task, config, self._random("demonstrations"), each)
-        self.reference = self.policy.frozen() if self.recipe.reads("ref_logps") else None
+        self.learner = Learner(self.policy, self.recipe, self.config)
         self.warm_start_seconds = perf_counter() - started
 
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -156,10 +151,18 @@ class Trainer:
         return passed.metrics()
 
     def _step(self, step: int) -> None:
-        config, started = self.config, perf_counter()
-        sampled = collect(self.policy, self.task, self.reward, self.recipe, config, self.rng, self.generator)
-        self.run.rollouts(sampled.records(step, self.updates, config.logged_groups))
-        metrics = {"step": step} | sampled.metrics() | self._learn(sampled)
+        config, started, version = self.config, perf_counter(), self.learner.updates
+        sampled = collect(
+            self.policy,
+            task=self.task,
+            reward=self.reward,
+            recipe=self.recipe,
+            config=config,
+            rng=self.rng,
+            generator=self.generator,
+        )
+        metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled)
+        self.run.rollouts(sampled.records(step, version, config.logged_groups))
         self.steps, self.completions = step, self.completions + len(sampled.completions)
         self.used += int(sampled.processed.keep.sum())
         self.tokens += sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
@@ -169,69 +172,6 @@ class Trainer:
             metrics |= self._evaluate(step)
         self.run.metrics(metrics)
         self.console.progress(self.recipe.name, step, config.steps, line(metrics))
-
-    def _learn(self, sampled: Sampled) -> dict[str, float]:
-        """The step's updates on the rows that the recipe kept, and what they measured."""
-        config, kept = self.config, np.flatnonzero(sampled.processed.keep)
-        if not len(kept):
-            return {"updates": 0}
-        batch = self.policy.pad([sampled.completions[row] for row in kept])
-        advantages = torch.from_numpy(sampled.processed.advantages[kept]).to(batch.targets.device)
-        old_logps, entropies = self.policy.logps(batch, config.temperature, self._rows(batch))
-        gap = (old_logps - batch.rollout_logps).abs()[batch.mask]
-        measured: list[dict[str, float]] = []
-        for rows in self._deal(sampled.group_id[kept]):
-            measured.append(self._update(batch[rows], advantages[rows], old_logps[rows]))
-        self.updates += len(measured)
-        return {
-            **{name: float(np.mean([m[name] for m in measured])) for name in measured[0]},
-            "entropy": entropies[batch.mask].mean().item(),
-            "sampling/sampling_logp_difference/mean": gap.mean().item(),
-            "sampling/sampling_logp_difference/max": gap.max().item(),
-            "learning_rate": config.learning_rate,
-            "updates": len(measured),
-        }
-
-    def _update(self, rows: Padded, advantages: Tensor, old_logps: Tensor) -> dict[str, float]:
-        """One optimizer step."""
-        config, width = self.config, rows.targets.shape[1]
-        reference = self.reference and self.reference.logps(rows, config.temperature, self._rows(rows))[0]
-        batch = gk.TokenBatch(
-            targets=rows.targets,
-            mask=rows.mask,
-            advantages=advantages,
-            old_logps=old_logps,
-            rollout_logps=rows.rollout_logps,
-            ref_logps=reference,
-            inputs=rows.inputs,
-            temperature=config.temperature,
-        )
-        parts = batch.split(max_tokens=config.microbatch_tokens)
-        if batch.needs_whole(self.recipe):
-            for part in parts:
-                with torch.no_grad():
-                    gk.loss.observe(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
-        self.optimizer.zero_grad()
-        metrics: dict[str, float] = {}
-        for part in parts:
-            out = gk.loss.from_logits(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
-            out.loss.backward()
-            for name, value in ({"loss": out.loss} | out.metrics).items():
-                metrics[name] = metrics.get(name, 0.0) + value.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), config.max_grad_norm)
-        if not norm.isfinite():
-            raise error("diverged", what="the gradient's norm")
-        self.optimizer.step()
-        return metrics | {"grad_norm": norm.item()}
-
-    def _deal(self, group_id: NDArray[np.int64]) -> list[Tensor]:
-        """The rows of each update: whole groups, dealt evenly."""
-        groups = np.unique(group_id)
-        hands = np.array_split(groups, min(self.config.updates_per_step, len(groups)))
-        return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
-
-    def _rows(self, batch: Padded) -> int:
-        return max(1, self.config.microbatch_tokens // batch.targets.shape[1])
 
     def _close(self, status: str) -> Summary:
         self.console.close()

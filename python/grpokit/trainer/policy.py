@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
 
-from ..errors import error
-from .config import TinyModel
+from grpokit.errors import error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .config import TinyModel
 
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " \n"
 _CONTEXT = 512
@@ -106,13 +111,24 @@ class Policy:
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(Qwen3ForCausalLM(config), tokenizer)
 
     def frozen(self) -> Policy:
         """A copy that learns no more: the reference policy of a KL term."""
         return Policy(copy.deepcopy(self.model).requires_grad_(False), self.tokenizer)
+
+    def save(self, directory: Path) -> None:
+        """Writes what ``AutoModelForCausalLM`` and ``AutoTokenizer`` load."""
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            self.model.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
+        finally:
+            if shown:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens.
@@ -149,12 +165,14 @@ class Policy:
         """What predicts the last `width` tokens: (B, T, V), shifted, so that logits[t] belongs to targets[t]."""
         positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         output = self.model(**inputs, position_ids=positions, logits_to_keep=width + 1, use_cache=False)
-        return output.logits[:, :-1]
+        logits: Tensor = output.logits[:, :-1]
+        return logits
 
     @torch.no_grad()
-    def logps(self, batch: Padded, temperature: float, rows: int) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of the completions' tokens, each (B, T) float32, `rows` rows at a time."""
+    def logps(self, batch: Padded, temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the completions' tokens, each (B, T) float32, `max_tokens` places at a time."""
         logps, entropies = [], []
+        rows = max(1, max_tokens // batch.targets.shape[1])
         for start in range(0, len(batch.targets), rows):
             part = batch[start : start + rows]
             all_logps = (self.logits(part.inputs, part.targets.shape[1]).float() / temperature).log_softmax(-1)
@@ -177,6 +195,6 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, padding_side="left", clean_up_tokenization_spaces=False, **special
     )

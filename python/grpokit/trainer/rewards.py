@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import TYPE_CHECKING
 
-from ..errors import error
-from .tasks import Item, Task
+from grpokit.errors import error
+
+if TYPE_CHECKING:
+    from .tasks import Item, Task
 
 Reward = Callable[..., Sequence[float | None]]
 """A reward function as TRL calls it: ``f(prompts, completions, **columns)``, one number or None a completion."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 from transformers import DynamicCache
 
-from ..errors import error
+from grpokit.errors import error
+
 from .policy import Completion, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ROWS = 512  # the widest batch that a two-core machine still gains from
 

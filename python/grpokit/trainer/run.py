@@ -1,10 +1,10 @@
 """What a run leaves behind: its directory, whose files appear whole, and the summary.
 
-    config.toml      everything resolved; reproduces the run
-    metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
-    rollouts.jsonl   some groups of each step, under grpokit's column names
-    checkpoint/      model and tokenizer as `transformers` saves them
-    summary.json     how it ended
+config.toml      everything resolved; reproduces the run
+metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
+rollouts.jsonl   some groups of each step, under grpokit's column names
+checkpoint/      model and tokenizer as `transformers` saves them
+summary.json     how it ended
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import error
-from .config import TrainConfig
+from grpokit.errors import error
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from .config import TrainConfig
     from .evaluate import Passed
     from .policy import Policy
 
@@ -131,12 +132,7 @@ class RunDirectory:
 
     def checkpoint(self, policy: Policy) -> None:
         """Writes the current weights and the tokenizer, in place of the former ones."""
-
-        def save(to: Path) -> None:
-            policy.model.save_pretrained(to)
-            policy.tokenizer.save_pretrained(to)
-
-        _whole(self.path / "checkpoint", save)
+        _whole(self.path / "checkpoint", policy.save)
 
     def summary(self, summary: Summary) -> None:
         """Writes how the run ended."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from string import ascii_lowercase
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..errors import error
+from grpokit.errors import error
+
+if TYPE_CHECKING:
+    from random import Random
 
 Item = Mapping[str, Any]
 
@@ -61,7 +63,7 @@ class Sorting:
     error_rate: float = 0.65
 
     def prompts(self, rng: Random, n: int) -> list[Item]:
-        items = []
+        items: list[Item] = []
         for _ in range(n):
             letters = rng.choices(ascii_lowercase, k=rng.randint(self.min_letters, self.max_letters))
             items.append({"prompt": "".join(letters) + ">", "answer": "".join(sorted(letters))})
@@ -85,7 +87,7 @@ def is_held_out(prompt: str) -> bool:
     Examples
     --------
     >>> [prompt for prompt in ("ba>", "cab>", "zyx>", "qwerty>", "hello>") if is_held_out(prompt)]
-    []
+    ['qwerty>']
     """
     return hashlib.blake2b(prompt.encode(), digest_size=1).digest()[0] < 32
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from random import Random
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..errors import error
-from .config import WarmStart
+from grpokit.errors import error
+
 from .policy import Completion, Policy
 from .tasks import Demonstrates, Task, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from .config import WarmStart
 
 
 def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each: Callable[[int, float], None]) -> None:
@@ -54,7 +59,7 @@ def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each:
             rise, fall = step / (0.05 * config.steps), 0.5 + 0.5 * math.cos(math.pi * step / config.steps)
             group["lr"] = config.learning_rate * min(1.0, rise) * fall
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
         each(step, loss.item())

@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         factorize_integers(&ids, &context)?
     };
     let mut rows = Rows::new(Arc::new(codes), rewards, None, &[], false)?;
-    overlong(&lengths, 20_480, 4_096, rows.shape())?;
+    rows.shape(|rewards| overlong(rewards, &lengths, 20_480, 4_096))?;
     rows.drop_without_signal(0.0, &context)?;
     let advantages = rows.advantages(Estimator::GroupNorm { ddof: 1.0, eps: 1e-4 }, &[], None, &context)?;
     let kept = rows.keep().into_iter().filter(|&keep| keep).count();

@@ -34,6 +34,9 @@ impl Sums {
     }
 }
 
+/// Rows that are worked on at a time where a buffer lies between two loops.
+const BLOCK: usize = 1024;
+
 #[inline]
 fn greater(a: f64, b: f64) -> f64 {
     if b > a { b } else { a }
@@ -98,13 +101,17 @@ impl Grouping<'_> {
                     }
                 }
             } else if self.contiguous {
-                for (code, run) in runs(codes) {
-                    let mut sum = sums[code as usize];
-                    for &x in &values[run] {
-                        sum.add(x);
+                let mut last = codes[0];
+                let mut sum = sums[last as usize];
+                for (&code, &x) in codes.iter().zip(values) {
+                    if code != last {
+                        sums[last as usize] = sum;
+                        last = code;
+                        sum = sums[last as usize];
                     }
-                    sums[code as usize] = sum;
+                    sum.add(x);
                 }
+                sums[last as usize] = sum;
             } else {
                 for (&code, &x) in codes.iter().zip(values) {
                     sums[code as usize].add(x);
@@ -139,34 +146,40 @@ impl Grouping<'_> {
         let mut groups: Vec<[f64; 2]> = mean.iter().map(|&mean| [mean, 0.0]).collect();
         deviations.clear();
         deviations.reserve_exact(values.len());
-        for (at, (codes, values)) in self.blocks(values).enumerate() {
-            context.check()?;
-            let live = self.live_block(at);
-            if !live.is_empty() {
-                deviations.extend(codes.iter().zip(values).zip(live).map(|((&code, &x), &live)| {
-                    let group = &mut groups[code as usize];
-                    let d = if live { x - group[0] } else { 0.0 };
-                    group[1] += d * d;
-                    d
-                }));
-            } else if self.contiguous {
-                for (code, run) in runs(codes) {
-                    let [mean, mut squares] = groups[code as usize];
-                    deviations.extend(values[run].iter().map(|&x| {
-                        let d = x - mean;
-                        squares += d * d;
-                        d
-                    }));
-                    groups[code as usize][1] = squares;
-                }
-            } else {
-                deviations.extend(codes.iter().zip(values).map(|(&code, &x)| {
-                    let group = &mut groups[code as usize];
-                    let d = x - group[0];
-                    group[1] += d * d;
-                    d
-                }));
+        let mut buffer = [0.0; BLOCK];
+        for (at, (codes, values)) in self.codes.chunks(BLOCK).zip(values.chunks(BLOCK)).enumerate() {
+            if at % (POLL_ROWS / BLOCK) == 0 {
+                context.check()?;
             }
+            let live = self.live.chunks(BLOCK).nth(at).unwrap_or(&[]);
+            let buffer = &mut buffer[..values.len()];
+            if !live.is_empty() {
+                for (((d, &code), &x), &live) in buffer.iter_mut().zip(codes).zip(values).zip(live) {
+                    let group = &mut groups[code as usize];
+                    *d = if live { x - group[0] } else { 0.0 };
+                    group[1] += *d * *d;
+                }
+            } else if self.contiguous {
+                let mut last = codes[0];
+                let [mut mean, mut squares] = groups[last as usize];
+                for ((d, &code), &x) in buffer.iter_mut().zip(codes).zip(values) {
+                    if code != last {
+                        groups[last as usize][1] = squares;
+                        last = code;
+                        [mean, squares] = groups[last as usize];
+                    }
+                    *d = x - mean;
+                    squares += *d * *d;
+                }
+                groups[last as usize][1] = squares;
+            } else {
+                for ((d, &code), &x) in buffer.iter_mut().zip(codes).zip(values) {
+                    let group = &mut groups[code as usize];
+                    *d = x - group[0];
+                    group[1] += *d * *d;
+                }
+            }
+            deviations.extend_from_slice(buffer);
         }
         Ok(groups.into_iter().map(|group| group[1]).collect())
     }
@@ -181,16 +194,4 @@ impl Grouping<'_> {
     fn live_block(&self, at: usize) -> &[bool] {
         self.live.chunks(POLL_ROWS).nth(at).unwrap_or(&[])
     }
-}
-
-/// The runs of equal codes: (code, rows).
-fn runs(codes: &[u32]) -> impl Iterator<Item = (u32, std::ops::Range<usize>)> {
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let code = *codes.get(start)?;
-        let rest = &codes[start..];
-        let run = start..start + rest.iter().position(|&other| other != code).unwrap_or(rest.len());
-        start = run.end;
-        Some((code, run))
-    })
 }

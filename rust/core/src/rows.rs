@@ -123,9 +123,17 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         self.shaped.as_deref().unwrap_or(self.rewards.as_ref())
     }
 
-    /// The shaped rewards, to add to.
-    pub fn shape(&mut self) -> &mut [f64] {
-        self.shaped.get_or_insert_with(|| self.rewards.as_ref().to_vec())
+    /// Puts shaped rewards in the place of those so far.
+    ///
+    /// # Errors
+    /// What `shape` returns, or a different number of rows.
+    pub fn shape(&mut self, shape: impl FnOnce(&[f64]) -> Result<Vec<f64>, CoreError>) -> Result<(), CoreError> {
+        let shaped = shape(self.rewards())?;
+        if shaped.len() != self.len() {
+            return Err(CoreError::Length { column: "shaped reward", given: shaped.len(), expected: self.len() });
+        }
+        self.shaped = Some(shaped);
+        Ok(())
     }
 
     /// Whether the advantage reads the very column that the filters read.

@@ -2,40 +2,59 @@
 
 use crate::CoreError;
 
-/// DAPO's soft overlong punishment (arXiv:2503.14476, eq. 13), added to `shaped` in place:
+/// A column of numbers of tokens.
+pub trait Length: Copy + Into<i64> + Sync {
+    /// As f64: exact below 2^53, and above it so far beyond any limit that it does not matter.
+    fn as_f64(self) -> f64;
+}
+
+impl Length for i64 {
+    #[inline]
+    fn as_f64(self) -> f64 {
+        self as f64
+    }
+}
+
+impl Length for i32 {
+    #[inline]
+    fn as_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+/// DAPO's soft overlong punishment (arXiv:2503.14476, eq. 13), added to the rewards:
 /// 0 up to `max_len - cache` tokens, then `((max_len - cache) - |y|) / cache`, and −1 beyond `max_len`.
 /// With `cache` 0 it is a step at `max_len`.
 ///
 /// # Errors
 /// Columns of different lengths, or a negative length.
-pub fn overlong<L: Copy + Into<i64>>(
-    lengths: &[L],
-    max_len: i64,
-    cache: i64,
-    shaped: &mut [f64],
-) -> Result<(), CoreError> {
-    if lengths.len() != shaped.len() {
-        return Err(CoreError::Length { column: "response_len", given: lengths.len(), expected: shaped.len() });
+pub fn overlong<L: Length>(rewards: &[f64], lengths: &[L], max_len: u64, cache: u64) -> Result<Vec<f64>, CoreError> {
+    if lengths.len() != rewards.len() {
+        return Err(CoreError::Length { column: "response_len", given: lengths.len(), expected: rewards.len() });
     }
     check_lengths(lengths)?;
-    let (free, width) = (max_len.saturating_sub(cache), cache as f64);
-    for (reward, &length) in shaped.iter_mut().zip(lengths) {
-        let length: i64 = length.into();
-        *reward += if cache > 0 {
-            // True division: a reciprocal would change the bits.
-            ((free.saturating_sub(length)) as f64 / width).clamp(-1.0, 0.0)
-        } else if length > max_len {
-            -1.0
-        } else {
-            0.0
-        };
+    let (limit, width) = (max_len as f64, cache as f64);
+    let free = limit - width;
+    let rows = rewards.iter().zip(lengths);
+    if cache == 0 {
+        return Ok(rows
+            .map(|(&reward, &length)| if length.as_f64() > limit { reward - 1.0 } else { reward })
+            .collect());
     }
-    Ok(())
+    // True division: a reciprocal would change the bits.
+    let ramp = |length: f64| (free - length) / width;
+    let shaped = |(&reward, &length): (&f64, &L)| {
+        let x = ramp(length.as_f64());
+        let x = if x > 0.0 { 0.0 } else { x };
+        reward + if x < -1.0 { -1.0 } else { x }
+    };
+    Ok(rows.map(shaped).collect())
 }
 
 /// # Errors
 /// [`CoreError::NegativeLength`] with the first such row.
-pub fn check_lengths<L: Copy + Into<i64>>(lengths: &[L]) -> Result<(), CoreError> {
+pub fn check_lengths<L: Length>(lengths: &[L]) -> Result<(), CoreError> {
+    // One OR finds a sign bit without a branch a row.
     if lengths.iter().fold(0, |all, &length| all | length.into()) >= 0 {
         return Ok(());
     }
@@ -51,28 +70,26 @@ mod tests {
     #[test]
     fn equation_13_exactly() {
         let lengths = [0, 16384, 16385, 18432, 20480, 20481, i64::MAX];
-        let mut shaped = [0.0; 7];
-        overlong(&lengths, 20480, 4096, &mut shaped).unwrap();
+        let shaped = overlong(&[0.0; 7], &lengths, 20480, 4096).unwrap();
         assert_eq!(shaped, [0.0, 0.0, -1.0 / 4096.0, -0.5, -1.0, -1.0, -1.0]);
-        let mut step = [0.0; 3];
-        overlong(&[19, 20, 21], 20, 0, &mut step).unwrap();
-        assert_eq!(step, [0.0, 0.0, -1.0]);
+        assert_eq!(overlong(&[0.5; 3], &[19, 20, 21], 20, 0).unwrap(), [0.5, 0.5, -0.5]);
     }
 
     #[test]
     fn bad_lengths_are_named() {
-        let given = overlong(&[3, -4, -5], 10, 2, &mut [0.0; 3]);
+        let given = overlong(&[0.0; 3], &[3, -4, -5], 10, 2);
         assert_eq!(given, Err(CoreError::NegativeLength { row: 1, value: -4 }));
-        let given = overlong(&[3], 10, 2, &mut [0.0; 2]);
+        let given = overlong(&[0.0; 2], &[3], 10, 2);
         assert_eq!(given, Err(CoreError::Length { column: "response_len", given: 1, expected: 2 }));
     }
 
     proptest! {
         #[test]
-        fn between_minus_one_and_zero_and_falling(max_len in 0..100i64, cache in 0..100i64, length in 0..300i64) {
-            let mut shaped = [0.0; 2];
-            overlong(&[length, length + 1], max_len, cache.min(max_len), &mut shaped).unwrap();
+        fn between_minus_one_and_zero_and_falling(max_len in 0..100u64, cache in 0..100u64, length in 0..300i64) {
+            let shaped = overlong(&[0.0; 2], &[length, length + 1], max_len, cache.min(max_len)).unwrap();
             prop_assert!(-1.0 <= shaped[1] && shaped[1] <= shaped[0] && shaped[0] <= 0.0);
+            let narrow = [length as i32, length as i32 + 1];
+            prop_assert_eq!(overlong(&[0.0; 2], &narrow, max_len, cache.min(max_len)).unwrap(), shaped);
         }
     }
 }

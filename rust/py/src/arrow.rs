@@ -2,14 +2,14 @@
 
 use crate::calls::error;
 use arrow_array::cast::AsArray;
-use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
+use arrow_array::ffi_stream::{ArrayStreamReader, FFI_ArrowArrayStream, RecordBatchStreamReader};
 use arrow_array::types::{
     ArrowPrimitiveType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
     UInt16Type, UInt32Type, UInt64Type,
 };
-use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_array::{Array, ArrayReader, ArrayRef, RecordBatch};
 use arrow_buffer::ScalarBuffer;
-use arrow_schema::{DataType, SchemaRef};
+use arrow_schema::{ArrowError, DataType, SchemaRef};
 use grpokit_core::keys::Keys;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -28,14 +28,7 @@ impl Table {
     /// Reads the stream to its end; the buffers stay the exporter's.
     #[new]
     fn new(data: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let capsule = data.call_method0("__arrow_c_stream__")?;
-        let capsule = capsule.cast::<PyCapsule>()?;
-        let stream = capsule.pointer_checked(Some(c"arrow_array_stream"))?;
-        // SAFETY: the capsule's name says that it holds an ArrowArrayStream; from_raw moves it out and leaves a
-        // released one behind, as the C stream interface asks of a consumer.
-        let stream = unsafe { FFI_ArrowArrayStream::from_raw(stream.as_ptr().cast()) };
-        let failed = |failure: arrow_schema::ArrowError| PyValueError::new_err(failure.to_string());
-        let reader = RecordBatchStreamReader::try_new(stream).map_err(failed)?;
+        let reader = RecordBatchStreamReader::try_new(stream(data)?).map_err(failed)?;
         let schema = arrow_array::RecordBatchReader::schema(&reader);
         let batches = reader.collect::<Result<_, _>>().map_err(failed)?;
         Ok(Self { schema, batches })
@@ -59,6 +52,19 @@ impl Table {
     }
 }
 
+fn stream(data: &Bound<'_, PyAny>) -> PyResult<FFI_ArrowArrayStream> {
+    let capsule = data.call_method0("__arrow_c_stream__")?;
+    let capsule = capsule.cast::<PyCapsule>()?;
+    let stream = capsule.pointer_checked(Some(c"arrow_array_stream"))?;
+    // SAFETY: the capsule's name says that it holds an ArrowArrayStream; from_raw moves it out and leaves a released
+    // one behind, as the C stream interface asks of a consumer.
+    Ok(unsafe { FFI_ArrowArrayStream::from_raw(stream.as_ptr().cast()) })
+}
+
+fn failed(failure: ArrowError) -> PyErr {
+    PyValueError::new_err(failure.to_string())
+}
+
 /// One column of a table, in the chunks in which it came.
 #[pyclass(frozen, module = "grpokit._native")]
 pub struct ArrowColumn {
@@ -68,6 +74,14 @@ pub struct ArrowColumn {
 
 #[pymethods]
 impl ArrowColumn {
+    /// A series: a stream of arrays that are not the columns of a table.
+    #[new]
+    fn new(data: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let reader = ArrayStreamReader::try_new(stream(data)?).map_err(failed)?;
+        let data_type = reader.field().data_type().clone();
+        Ok(Self { data_type, chunks: reader.collect::<Result<_, _>>().map_err(failed)? })
+    }
+
     fn __len__(&self) -> usize {
         self.chunks.iter().map(|chunk| chunk.len()).sum()
     }

@@ -5,6 +5,10 @@ use grpokit_core::threads::Context;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::sync::OnceLock;
+
+/// Asked once: the answer takes 20 µs, since control groups are files.
+static CORES: OnceLock<usize> = OnceLock::new();
 
 /// The threads to use: the argument, else `GRPOKIT_NUM_THREADS`, else the cores that the process may use.
 pub fn threads(py: Python<'_>, given: Option<usize>) -> PyResult<usize> {
@@ -22,7 +26,7 @@ pub fn threads(py: Python<'_>, given: Option<usize>) -> PyResult<usize> {
             Ok(threads) if threads > 0 => Ok(threads),
             _ => bad(variable, &text),
         },
-        (None, Err(_)) => Ok(std::thread::available_parallelism().map_or(1, Into::into)),
+        (None, Err(_)) => Ok(*CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, Into::into))),
     }
 }
 

@@ -8,6 +8,7 @@ use arrow_buffer::ScalarBuffer;
 use arrow_schema::DataType;
 use grpokit_core::keys::{BLOCK, Codes, Factorizer, check_rows, factorize_bytes, factorize_integers};
 use numpy::{Element, PyArray1, PyReadonlyArray1};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
@@ -118,7 +119,9 @@ pub fn codes(data: &Bound<'_, PyAny>, column: &str, threads: usize) -> PyResult<
         return arrow_codes(py, arrow.get(), column, threads);
     }
     if let Ok(list) = data.cast::<PyList>() {
-        return object_codes(py, list.len(), threads, |row| list.get_item(row));
+        let list = list.as_ptr();
+        // SAFETY: a row that has gone, since another thread shortened the list, is answered with null and an error.
+        return object_codes(py, data.len()?, threads, |row| unsafe { ffi::PyList_GetItem(list, row.cast_signed()) });
     }
     if let Ok(ids) = data.extract::<PyReadonlyArray1<'_, i64>>() {
         let ids = ids.as_slice()?;
@@ -126,7 +129,7 @@ pub fn codes(data: &Bound<'_, PyAny>, column: &str, threads: usize) -> PyResult<
     }
     if let Ok(objects) = data.extract::<PyReadonlyArray1<'_, Py<PyAny>>>() {
         let ids = objects.as_slice()?;
-        return object_codes(py, ids.len(), threads, |row| Ok(ids[row].bind(py).clone()));
+        return object_codes(py, ids.len(), threads, |row| ids[row].as_ptr());
     }
     // `U` and `S` arrays: every id has the same number of bytes, and equal ids have equal bytes.
     let (rows, width) = (data.len()?, data.getattr("itemsize")?.extract()?);
@@ -152,45 +155,67 @@ impl grpokit_core::keys::Keys for Fixed<'_> {
     }
 }
 
-/// The interpreter is held while the bytes of some strings are in use, and given away between the blocks.
-fn object_codes<'py>(
-    py: Python<'py>,
+/// The interpreter is held while the bytes of some strings are in use, and given away between the blocks. `item` gives
+/// borrowed references.
+fn object_codes(
+    py: Python<'_>,
     rows: usize,
     threads: usize,
-    item: impl Fn(usize) -> PyResult<Bound<'py, PyAny>>,
+    item: impl Fn(usize) -> *mut ffi::PyObject,
 ) -> PyResult<Codes> {
     check_rows(rows).map_err(|failure| raise(py, &failure))?;
-    if rows > 0 && !is_text(&item(0)?) {
-        let ids = (0..rows).map(|row| integer(&item(row)?, row)).collect::<PyResult<Vec<_>>>()?;
+    // SAFETY: `item` gives a reference that its container holds, and the interpreter is not given away in between.
+    let bound = |row: usize| unsafe { Bound::from_borrowed_ptr_or_err(py, item(row)) };
+    if rows > 0 && !is_text(&bound(0)?) {
+        let ids = (0..rows).map(|row| integer(&bound(row)?, row)).collect::<PyResult<Vec<_>>>()?;
         return detached(py, threads, |context| factorize_integers(&ids, context));
     }
     let mut groups: Factorizer = Factorizer::new(rows);
-    let mut items = Vec::with_capacity(BLOCK);
+    let mut block: Vec<&[u8]> = Vec::with_capacity(BLOCK);
     for (at, start) in (0..rows).step_by(BLOCK).enumerate() {
         if at % 4 == 3 {
             py.detach(|| ());
             py.check_signals()?;
         }
-        items.clear();
+        block.clear();
         for row in start..(start + BLOCK).min(rows) {
-            items.push(item(row)?);
+            // SAFETY: as above; the bytes are used before the interpreter is given away, and copied by `extend`.
+            block.push(match unsafe { utf8(item(row)) } {
+                Some(bytes) => bytes,
+                None => other_bytes(py, &bound(row)?, row)?,
+            });
         }
-        let block = items.iter().enumerate().map(|(i, item)| text(item, start + i));
-        groups.extend(&block.collect::<PyResult<Vec<_>>>()?);
+        groups.extend(&block);
     }
     Ok(groups.finish())
+}
+
+/// The UTF-8 of a str, which the str owns; None, with a Python error set, for what is not one.
+///
+/// # Safety
+/// `item` is null or a live object, and the interpreter is held while the bytes are in use.
+unsafe fn utf8<'a>(item: *mut ffi::PyObject) -> Option<&'a [u8]> {
+    if item.is_null() {
+        return None;
+    }
+    let mut size = 0;
+    // SAFETY: the caller holds the interpreter and the object.
+    let data = unsafe { ffi::PyUnicode_AsUTF8AndSize(item, &raw mut size) };
+    // SAFETY: a result that is not null points to `size` bytes, which live as long as the str.
+    (!data.is_null()).then(|| unsafe { std::slice::from_raw_parts(data.cast(), size.unsigned_abs()) })
 }
 
 fn is_text(item: &Bound<'_, PyAny>) -> bool {
     item.is_instance_of::<PyString>() || item.is_instance_of::<PyBytes>()
 }
 
-fn text<'a>(item: &'a Bound<'_, PyAny>, row: usize) -> PyResult<&'a [u8]> {
-    if let Ok(text) = item.cast::<PyString>() {
-        return Ok(text.to_str()?.as_bytes());
-    }
+/// The bytes of a `bytes` object among the ids.
+fn other_bytes<'a>(py: Python<'_>, item: &Bound<'_, PyAny>, row: usize) -> PyResult<&'a [u8]> {
+    let failure = PyErr::take(py);
     match item.cast::<PyBytes>() {
-        Ok(bytes) => Ok(bytes.as_bytes()),
+        // SAFETY: as for `utf8`: the object is held by its container while the interpreter is held.
+        Ok(bytes) => Ok(unsafe { std::slice::from_raw_parts(bytes.as_bytes().as_ptr(), bytes.as_bytes().len()) }),
+        Err(_) if item.is_instance_of::<PyString>() => Err(failure.unwrap_or_else(|| bad_key(item, row))),
         Err(_) => Err(bad_key(item, row)),
     }
 }

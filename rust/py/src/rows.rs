@@ -156,28 +156,20 @@ impl Rows {
 
     /// Adds to the shaped rewards.
     fn add(&mut self, py: Python<'_>, amounts: PyReadonlyArray1<'_, f64>) -> PyResult<()> {
-        let rows = &mut self.rows;
-        let (given, expected) = (amounts.len()?, rows.len());
-        if given != expected {
-            return Err(raise(py, &CoreError::Length { column: "shape", given, expected }));
-        }
-        for (shaped, amount) in rows.shape().iter_mut().zip(amounts.as_array()) {
-            *shaped += amount;
-        }
-        Ok(())
+        let amounts = amounts.as_slice()?;
+        let add = |rewards: &[f64]| Ok(rewards.iter().zip(amounts).map(|(reward, amount)| reward + amount).collect());
+        py.detach(|| self.rows.shape(add)).map_err(|failure| raise(py, &failure))
     }
 
     /// Adds the soft overlong punishment to the shaped rewards.
-    fn overlong(&mut self, py: Python<'_>, response_len: &Bound<'_, PyAny>, max_len: i64, cache: i64) -> PyResult<()> {
+    fn overlong(&mut self, py: Python<'_>, response_len: &Bound<'_, PyAny>, max_len: u64, cache: u64) -> PyResult<()> {
         let given = lengths("response_len", response_len)?;
-        let rows = &mut self.rows;
-        let shaped = rows.shape();
-        let mut work = |given: Slice<'_>| match given {
-            Slice::Wide(lengths) => shaping::overlong(lengths, max_len, cache, shaped),
-            Slice::Narrow(lengths) => shaping::overlong(lengths, max_len, cache, shaped),
+        let given = slice(&given)?;
+        let shape = |rewards: &[f64]| match given {
+            Slice::Wide(lengths) => shaping::overlong(rewards, lengths, max_len, cache),
+            Slice::Narrow(lengths) => shaping::overlong(rewards, lengths, max_len, cache),
         };
-        let slice = slice(&given)?;
-        py.detach(|| work(slice)).map_err(|failure| raise(py, &failure))
+        py.detach(|| self.rows.shape(shape)).map_err(|failure| raise(py, &failure))
     }
 
     /// Drops the rows that are marked.

@@ -1,0 +1,163 @@
+"""The command line: `grpokit train`, `grpokit recipes`.
+
+Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
+1 it ran and
+found something, 2 wrong use or unreadable input, 130 interrupted. Nothing here imports NumPy or torch before a
+verb runs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .errors import GrpokitError, error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SCHEMA_VERSION = 1
+
+# Set before transformers is imported: nothing is fetched, nothing is reported, and its progress bars are noise here.
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What was typed after the program's name; `sys.argv` when not given.
+
+    Returns
+    -------
+    int
+        The exit code. An unexpected exception is not caught, so that its traceback is seen.
+    """
+    typed = _parser().parse_args(arguments)
+    try:
+        typed.run(typed)
+    except GrpokitError as problem:
+        print(f"grpokit: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("grpokit: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="grpokit", description="The GRPO family of RL algorithms.")
+    verbs = parser.add_subparsers(metavar="verb", required=True)
+
+    train = verbs.add_parser(
+        "train",
+        help="train a model with any recipe",
+        description="Without arguments: warm-starts a tiny model on a sorting task and trains it with DAPO, offline, "
+        "in less than a minute. The run's files are in runs/<name>/.",
+    )
+    train.add_argument("--config", metavar="FILE", help="a TOML file, such as a run's config.toml")
+    train.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="settings",
+        action="append",
+        default=[],
+        help="change one value: recipe=grpo, recipe.low=0.2, steps=50, warm_start.steps=300",
+    )
+    train.add_argument("--name", help="the run's name (default: date, time, recipe and seed)")
+    train.add_argument("--runs", metavar="DIR", default="runs", help="where runs are kept (default: runs)")
+    train.add_argument("--overwrite", action="store_true", help="replace the run of that name")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it amounts to")
+    train.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    train.set_defaults(run=_train)
+
+    recipes = verbs.add_parser(
+        "recipes", help="list the recipes, or explain one", description="Without a name: the recipes and their papers."
+    )
+    recipes.add_argument(
+        "name", nargs="?", help="the recipe to explain: its stages, equation, numbers and their sources"
+    )
+    recipes.add_argument(
+        "--set", metavar="KEY=VALUE", dest="settings", action="append", default=[], help="a parameter: max_len=20480"
+    )
+    recipes.add_argument("--json", action="store_true", help="print one JSON object")
+    recipes.set_defaults(run=_recipes)
+    return parser
+
+
+def _train(typed: argparse.Namespace) -> None:
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    from pathlib import Path
+
+    from .trainer import TrainConfig
+
+    config = TrainConfig.from_file(typed.config) if typed.config else TrainConfig()
+    config = config.with_settings(typed.settings).resolve()
+    if typed.dry_run:
+        if typed.json:
+            _print_json(config=config.to_dict(), arithmetic=config.arithmetic())
+        else:
+            print(config.to_toml())
+            for what, amount in config.arithmetic().items():
+                print(f"# {what}: {amount:,}")
+        return
+    if typed.name is not None and (not typed.name or typed.name in (".", "..") or Path(typed.name).name != typed.name):
+        raise error("bad_parameter", owner="train", name="--name", given=typed.name, expected="a name without slashes")
+
+    from .trainer import Trainer
+    from .trainer.console import show
+    from .trainer.run import default_name
+
+    directory = Path(typed.runs) / (typed.name or default_name(config))
+    trainer = Trainer(config, directory=directory, overwrite=typed.overwrite)
+    try:
+        trainer.train()
+    finally:
+        if trainer.summary is not None:
+            if typed.json:
+                print(json.dumps(trainer.summary.to_dict()))
+            else:
+                show(trainer.summary, sys.stdout)
+
+
+def _recipes(typed: argparse.Namespace) -> None:
+    from grpokit import recipe, recipe_names
+
+    if typed.name is None:
+        names = recipe_names()
+        if typed.settings:
+            raise error(
+                "bad_parameter",
+                owner="recipes",
+                name="--set",
+                given=typed.settings[0],
+                expected="a recipe's name first",
+            )
+        if typed.json:
+            _print_json(recipes=names)
+        else:
+            for name, paper in names.items():
+                print(f"{name:<12} {paper}")
+        return
+    from .trainer.config import read_setting
+
+    chosen = recipe(typed.name, **dict(map(read_setting, typed.settings)))
+    if typed.json:
+        _print_json(recipe=chosen.to_dict())
+    else:
+        print(chosen.explain())
+
+
+def _print_json(**fields: Any) -> None:
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, ensure_ascii=False))

@@ -1,0 +1,200 @@
+"""One optimizer step in every form that the loss takes: padded, packed, ragged lists for the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from grpokit import Recipe, Term
+from grpokit import loss as losses
+from grpokit.aggregate import Constant, SequenceMean, SequenceSum, TokenMean
+from grpokit.batch import TokenBatch
+from grpokit.mismatch import TIS, IcePop
+from grpokit.objective import KL, Clip, Entropy, Reinforce
+from grpokit.stages import Advantage
+
+V, TEMPERATURE = 13, 0.8
+CONSTANTS = ("advantages", "old_logps", "rollout_logps", "ref_logps")
+
+
+@dataclass(frozen=True)
+class Given(Advantage):
+    """The advantages of these tests are given."""
+
+
+def recipe(objective=None, correct=(), aggregate=None, extra=(), ratio="old"):
+    return Recipe(
+        name="test",
+        advantage=Given(),
+        objective=objective or Clip(),
+        correct=correct,
+        aggregate=aggregate or TokenMean(),
+        extra=extra,
+        ratio=ratio,
+    )
+
+
+OBJECTIVES = {
+    "clip": Clip(0.2, 0.28),
+    "clip_dual": Clip(0.2, 0.2, 3.0),
+    "clip_dual_below_high": Clip(0.2, 1.0, 1.5),
+    "clip_low_only": Clip(0.1, None),
+    "clip_open": Clip(None, None),
+    "reinforce": Reinforce(),
+    "k1": KL("k1"),
+    "k2": KL("k2", to="old"),
+    "k3": KL("k3"),
+    "entropy": Entropy(),
+}
+AGGREGATES = [
+    kind(*arguments, over=over)
+    for over in ("live", "kept", "rows")
+    for kind, arguments in ((TokenMean, ()), (SequenceMean, ()), (SequenceSum, ()), (Constant, (16.0,)))
+]
+CORRECTIONS = {
+    "none": (),
+    "tis": (TIS(1.1),),
+    "icepop": (IcePop(0.8, 1.3),),
+    "both": (TIS(1.1), IcePop(0.8, 1.3)),
+}
+BONUSES = (Term(KL(), 0.04), Term(Entropy(), -0.01, aggregate=SequenceMean()))
+RECIPES = {
+    "clip": recipe(Clip(0.2, 0.28)),
+    "clip_sequence_mean": recipe(Clip(), aggregate=SequenceMean()),
+    "clip_sequence_sum": recipe(Clip(None, 0.1), aggregate=SequenceSum(over="rows")),
+    "dual_constant": recipe(Clip(0.2, 0.2, 3.0), aggregate=Constant(16.0), extra=BONUSES),
+    "tis": recipe(Clip(), (TIS(1.1),), SequenceMean(), BONUSES),
+    "icepop_kept": recipe(Clip(), (IcePop(0.8, 1.3),), SequenceMean(over="kept")),
+    "icepop_live": recipe(Clip(), (IcePop(0.8, 1.3),), extra=(Term(KL("k2"), 0.1, (IcePop(0.9, 1.2),)),)),
+    "rollout_ratio": recipe(Clip(), ratio="rollout", extra=(Term(KL("k1", to="old"), 0.1),)),
+    "reinforce": recipe(Reinforce(), (TIS(1.1),), TokenMean(over="kept")),
+    "kl_alone": recipe(KL("k3"), aggregate=SequenceMean(over="rows")),
+    "entropy_alone": recipe(Entropy(), (IcePop(0.8, 1.3),), Constant(8.0, over="kept")),
+}
+
+
+def table(seed=0, lengths=(9, 4, 0, 7, 1, 6, 8), near=0.15, *, per_token=False, dtype=torch.float64):
+    """A padded batch: interior masks, a fully masked row, and NaN wherever the mask is off."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    S, T = len(lengths), max([*lengths, 1])
+    places = torch.arange(T) < torch.tensor(lengths)[:, None]
+    mask = places & (torch.rand(S, T, generator=generator) > 0.1)
+    logits, targets = 2 * normal(S, T, V), torch.randint(V, (S, T), generator=generator)
+    logp = (logits / TEMPERATURE).log_softmax(-1)
+    logps = logp.gather(-1, targets[..., None]).squeeze(-1)
+    d = {
+        "targets": targets,
+        "places": places,
+        "mask": mask,
+        "logits": logits.masked_fill(~mask[..., None], torch.nan),
+        "logps": logps.masked_fill(~mask, torch.nan),
+        "entropies": (-(logp.exp() * logp).sum(-1)).masked_fill(~mask, torch.nan),
+        "advantages": normal(S, T).masked_fill(~mask, torch.nan) if per_token else normal(S),
+    }
+    for name, scale in (("old_logps", near), ("rollout_logps", 2 * near), ("ref_logps", 0.3)):
+        d[name] = (logps + scale * normal(S, T)).masked_fill(~mask, torch.nan)
+    return cast(d, dtype)
+
+
+def cast(d, dtype):
+    return {k: x.to(dtype) if x.is_floating_point() else x for k, x in d.items()}
+
+
+def padded(d, **more):
+    constants = {k: d[k] for k in CONSTANTS}
+    return TokenBatch(d["targets"], mask=d["mask"], temperature=TEMPERATURE, **(constants | more))
+
+
+def pack(d):
+    """The same rollouts packed: interior masked places stay, pads go. Also the offsets and the places."""
+    places = d["places"]
+    flat = {k: x[places] if x.dim() > 1 else x for k, x in d.items() if k != "places"}
+    return flat, torch.cat([torch.zeros(1, dtype=torch.int64), places.sum(1).cumsum(0)]), places
+
+
+def packed(d, **more):
+    flat, offsets, _ = pack(d)
+    constants = {k: flat[k] for k in CONSTANTS}
+    batch = TokenBatch(
+        flat["targets"], mask=flat["mask"], cu_seqlens=offsets, temperature=TEMPERATURE, **(constants | more)
+    )
+    return flat, batch
+
+
+def permute(d, order):
+    return {k: x[order] for k, x in d.items()}
+
+
+def run(batch, r, d, split=None, door="logits", *, reverse=False):
+    """Loss, gradient in the caller's layout and metrics, accumulated over the parts."""
+    x = d[door].clone().requires_grad_()
+    parts = batch.split(split) if split else [batch]
+    known = {"entropies": d["entropies"]} if door == "logps" else {}
+    if batch.needs_whole(r) and split:
+        for part in parts:
+            losses.observe(d[door][part.span], part, r, **{k: e[part.span] for k, e in known.items()})
+    total, metrics = 0.0, {}
+    for part in parts[::-1] if reverse else parts:
+        from_ = {"logits": losses.from_logits, "logps": losses.from_logps}[door]
+        out = from_(x[part.span], part, r, **{k: e[part.span] for k, e in known.items()})
+        out.loss.backward()
+        total = total + out.loss.detach()
+        metrics = {k: metrics.get(k, 0) + m for k, m in out.metrics.items()}
+    return total, x.grad, metrics
+
+
+def same(a, b, tolerance=1e-12):
+    """Finite, and equal up to `tolerance` of the largest entry: what sums of a few dozen fp64 terms may differ by."""
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, dict):
+            assert x.keys() == y.keys()
+            same([x[k] for k in y], y.values(), tolerance)
+        else:
+            assert torch.isfinite(x).all()
+            assert torch.isfinite(y).all()
+            assert x.shape == y.shape
+            assert not x.numel() or (x - y).abs().max() <= tolerance * (1 + y.abs().max()), (x - y).abs().max()
+
+
+def current(batch, d):
+    """The current policy's live columns."""
+    return {name: batch.column(name, d[name]) for name in ("logps", "entropies")}
+
+
+def ragged(batch, now):
+    """Rows and current columns as the reference reads them: lists of floats, one a sequence."""
+    ends = batch.live.starts
+
+    def cut(columns):
+        return [{k: x[a:b].tolist() for k, x in columns.items()} for a, b in zip(ends, ends[1:], strict=False)]
+
+    return cut({k: x for k, x in batch.columns.items() if x.is_floating_point()}), cut(now)
+
+
+def described(r):
+    """The recipe as the reference reads it."""
+
+    def plain(stage):
+        return {"stage": type(stage).__name__} | {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
+
+    return {
+        "objective": plain(r.objective),
+        "correct": [plain(s) for s in r.correct],
+        "aggregate": plain(r.aggregate),
+        "ratio": r.ratio,
+        "extra": [
+            {
+                "objective": plain(t.objective),
+                "scale": t.scale,
+                "weigh": [plain(s) for s in t.weigh],
+                "aggregate": plain(t.aggregate),
+            }
+            for t in r.extra
+        ],
+    }

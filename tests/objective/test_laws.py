@@ -1,0 +1,277 @@
+"""What holds for an objective whatever its formula, and what it says does not."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from tests.losses import AGGREGATES, OBJECTIVES, RECIPES, current, padded, permute, recipe, run, same, table
+
+import grpokit as gk
+from grpokit.loss import coefficients, from_logps
+from grpokit.objective import KL, Clip, Entropy, Reinforce, columns
+from grpokit.stages import REGISTRY, Objective
+from grpokit.tokens import ALWAYS, Tokens
+
+LAWS = {"zero_advantage", "homogeneous", "on_policy", "bounded"}
+
+
+def gradients(d, r):
+    batch = padded(d)
+    return batch, coefficients(batch, r, current(batch, d)).gradients
+
+
+def shares(batch, aggregate):
+    """c, by counting: one over what the aggregate's docstring says."""
+    lengths = batch.live.lengths
+    N = len(lengths) if aggregate.over == "rows" else int((lengths > 0).sum())
+    denominators = {
+        "TokenMean": [float(lengths.sum())] * len(lengths),
+        "SequenceMean": [N * float(n) for n in lengths],
+        "SequenceSum": [float(N)] * len(lengths),
+        "Constant": [N * 16.0] * len(lengths),
+    }[type(aggregate).__name__]
+    return 1 / torch.tensor(denominators, dtype=torch.float64).repeat_interleave(lengths)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_laws_hold_or_are_declared_broken(name, per_token):
+    objective = OBJECTIVES[name]
+    for aggregate in AGGREGATES:
+        r = recipe(objective, aggregate=aggregate)
+        d = table(6, per_token=per_token)
+        held = set()
+        if not any(g.any() for g in gradients(d | {"advantages": 0 * d["advantages"]}, r)[1].values()):
+            held.add("zero_advantage")
+        thrice, once = gradients(d | {"advantages": 3 * d["advantages"]}, r)[1], gradients(d, r)[1]
+        if all(torch.allclose(thrice[k], 3 * once[k], rtol=1e-12, atol=1e-15) for k in once):
+            held.add("homogeneous")
+        on = d | {"old_logps": d["logps"], "rollout_logps": d["logps"], "ref_logps": d["logps"]}
+        batch, g = gradients(on, r)
+        c, A = shares(batch, aggregate), batch.columns["advantages"]
+        if torch.allclose(g["logps"], -A * c, rtol=1e-12) and not g["entropies"].any():
+            held.add("on_policy")
+        far = []
+        for s in (-15.0, 15.0):
+            shifted = {k: d[k] + s for k in ("old_logps", "rollout_logps", "ref_logps")}
+            far.append(gradients(d | shifted, r)[1]["logps"].abs().max())
+        if max(far) <= 5 * (A.abs() * c).max():
+            held.add("bounded")
+        assert held == LAWS - objective.breaks.keys()
+        assert all(objective.breaks.values())
+
+
+def test_breaks_name_laws():
+    for objective in OBJECTIVES.values():
+        assert objective.breaks.keys() <= LAWS
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_reads_is_what_is_touched(name):
+    d = table(6)
+    batch, touched = padded(d), set()
+
+    class Spy(dict):
+        def __getitem__(self, key):
+            touched.add(key)
+            return super().__getitem__(key)
+
+    objective = OBJECTIVES[name]
+    tokens = batch.tokens(recipe(objective), current(batch, d))
+    objective.value(Tokens(Spy(tokens._columns), tokens.lengths))
+    assert touched - ALWAYS == objective.reads
+
+
+def test_every_built_in_objective_is_in_these_tests():
+    ours = {cls for cls in REGISTRY["objective"].values() if cls.__module__.startswith("grpokit.")}
+    assert ours == {type(o) for o in OBJECTIVES.values()} == {Clip, Reinforce, KL, Entropy}
+    for cls in ours:
+        assert cls.equation
+        assert sys.modules[cls.__module__].__doc__
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_torch_clamp_and_its_like_are_not_used(name, monkeypatch):
+    d = table(7)
+    expected = run(padded(d), RECIPES[name], d)
+
+    def banned(*_, **__):
+        raise AssertionError("banned")
+
+    for owner in (torch, torch.Tensor):
+        for function in ("clamp", "clamp_min", "clamp_max", "clip", "maximum", "minimum", "relu", "hardtanh"):
+            if hasattr(owner, function):
+                monkeypatch.setattr(owner, function, banned)
+    same(run(padded(d), RECIPES[name], d), expected, 0)
+
+
+def test_stop_can_be_frozen(monkeypatch):
+    """Stop-gradients are recorded at one point and replayed at others: the slope is then the gradient."""
+    d = table(8, lengths=(3, 2))
+    r = recipe(Frozen())
+    batch = padded(d, old_logps=None)
+    now, kept = current(batch, d), []
+    monkeypatch.setattr(columns, "detach", lambda x: kept.append(x.detach()) or kept[-1])
+    g = coefficients(batch, r, now).gradients["logps"]
+    for t in range(batch.live_tokens):
+        ends = []
+        for sign in (1, -1):
+            replay = iter(kept.copy())
+            monkeypatch.setattr(columns, "detach", lambda _, replay=replay: next(replay))
+            x = now["logps"].clone()
+            x[t] += sign * 1e-6
+            ends.append(float(coefficients(batch, r, now | {"logps": x}).loss.sum()))
+        assert abs((ends[0] - ends[1]) / 2e-6 - g[t]) < 1e-8
+    assert g.abs().max() > 0.01
+
+
+@dataclass(frozen=True)
+class Frozen(Objective):
+    """CISPO's shape: a stopped weight times log π."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "logps", "advantages"})
+
+    def value(self, tokens):
+        weight = columns.clip(columns.ratio(tokens.log_ratio + 0.1 * tokens.logps), None, 5.0)
+        return -columns.stop(weight) * tokens.advantages * tokens.logps
+
+
+@gk.register("objective")
+@dataclass(frozen=True)
+class SequenceRatio(Objective):
+    """A third party's: the sequence's mean log-ratio for the token's, a quadratic penalty for the clip."""
+
+    width: float = 0.3
+    scope: ClassVar[str] = "sequence"
+    reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
+    equation: ClassVar[str] = "−s A + |A| (s − 1)² / (2 width)"
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        return {"bounded": "a quadratic"}
+
+    def value(self, tokens):
+        s, A = columns.ratio(tokens.mean(tokens.log_ratio)), tokens.advantages
+        return -s * A + A.abs() * (s - 1) ** 2 / (2 * self.width)
+
+
+def test_a_third_partys_objective_works_at_once():
+    """Registered in a test: by name, through both doors, padded and packed, split and permuted, with corrections."""
+    assert gk.Recipe.from_dict(
+        recipe(SequenceRatio()).to_dict() | {"advantage": {"stage": "MeanBaseline"}}
+    ).objective == (SequenceRatio())
+    d = table(9, per_token=True)
+    for correct in ((), (gk.TIS(1.1),), (gk.IcePop(0.8, 1.3),)):
+        for aggregate in AGGREGATES:
+            r = recipe(SequenceRatio(), correct, aggregate)
+            whole = run(padded(d), r, d)
+            same(run(padded(d), r, d, split=20, reverse=True), whole)
+            order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
+            loss, x, metrics = run(padded(permute(d, order)), r, permute(d, order), split=30)
+            same((loss, x[order.argsort()], metrics), whole)
+            logps = run(padded(d), r, d, door="logps")
+            same((logps[0], logps[2]), (whole[0], whole[2]))
+    batch = padded(d)
+    now = current(batch, d)
+    g = coefficients(batch, recipe(SequenceRatio()), now).gradients["logps"]
+    for t in range(0, batch.live_tokens, 5):
+        ends = []
+        for sign in (1, -1):
+            x = now["logps"].clone()
+            x[t] += sign * 1e-6
+            ends.append(float(coefficients(batch, recipe(SequenceRatio()), now | {"logps": x}).loss.sum()))
+        assert abs((ends[0] - ends[1]) / 2e-6 - g[t]) < 1e-8
+
+
+def test_a_dropped_token_is_not_there_in_a_sequences_ratio():
+    """What a weight drops neither gets a gradient nor enters its sequence's mean, even if it is NaN."""
+    d = table(9)
+    r = recipe(SequenceRatio(), (gk.IcePop(0.8, 1.3),))
+    batch = padded(d)
+    weights = coefficients(batch, r, current(batch, d)).weights
+    assert (weights == 0).any()
+    assert (weights != 0).any()
+    place = batch.live.index[weights == 0][:1]
+    poisoned = d | {"ref_logps": d["ref_logps"].flatten().index_fill(0, place, torch.nan).view_as(d["ref_logps"])}
+    poisoned["logps"] = d["logps"].flatten().index_fill(0, place, torch.nan).view_as(d["logps"])
+    loss, x, _ = run(padded(poisoned), r, poisoned, door="logps")
+    expected_loss, expected, _ = run(batch, r, d, door="logps")
+    same((loss, x), (expected_loss, expected), 0)
+    assert not x.flatten()[batch.live.index[weights == 0]].any()
+
+
+@dataclass(frozen=True)
+class Undeclared(Objective):
+    reads: ClassVar[frozenset[str]] = frozenset({"logps"})
+
+    def value(self, tokens):
+        return tokens.logps * tokens.advantages
+
+
+@dataclass(frozen=True)
+class Scalar(Objective):
+    reads: ClassVar[frozenset[str]] = frozenset({"logps"})
+
+    def value(self, tokens):
+        return tokens.logps.mean()
+
+
+@dataclass(frozen=True)
+class Detached(Objective):
+    reads: ClassVar[frozenset[str]] = frozenset({"logps"})
+
+    def value(self, tokens):
+        return columns.stop(tokens.logps)
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [(Undeclared(), "undeclared_column"), (Scalar(), "stage_result"), (Detached(), "stage_result")],
+)
+def test_wrong_objectives_are_told(objective, kind):
+    d = table(6)
+    with pytest.raises(gk.InputError) as caught:
+        from_logps(d["logps"], padded(d), recipe(objective))
+    assert caught.value.kind == kind
+    assert type(objective).__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Clip(low=1.0), "low"),
+        (lambda: Clip(low=-0.1), "low"),
+        (lambda: Clip(high=float("inf")), "high"),
+        (lambda: Clip(high=True), "high"),
+        (lambda: Clip(low="0.2"), "low"),
+        (lambda: Clip(dual=1.0), "dual"),
+        (lambda: Clip(dual=float("nan")), "dual"),
+        (lambda: KL("k4"), "kind"),
+        (lambda: KL(to="policy"), "to"),
+        (lambda: gk.TIS(cap=0), "cap"),
+        (lambda: gk.TIS(cap=None), "cap"),
+        (lambda: gk.IcePop(low=0.0), "low"),
+        (lambda: gk.IcePop(low=2.0, high=2.0), "high"),
+    ],
+)
+def test_bad_parameters(make, name):
+    with pytest.raises(gk.InputError) as caught:
+        make()
+    assert caught.value.kind == "bad_parameter"
+    assert caught.value.context["name"] == name
+
+
+def test_a_recipe_is_made_without_torch():
+    code = (
+        "import json, sys, grpokit as gk\n"
+        "r = gk.recipe('grpo').replace(correct=(gk.TIS(), gk.IcePop()), objective=gk.Clip(dual=3.0))\n"
+        "r.explain()\n"
+        "print(json.dumps([m for m in ('torch', 'triton', 'transformers') if m in sys.modules]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(out.stdout) == []

@@ -1,0 +1,85 @@
+"""Do the tests of the loss notice? Each fault is planted in a copy of the package, and some test must fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import grpokit
+
+PACKAGE, HERE = Path(grpokit.__file__).parent, Path(__file__).parent
+TESTS = ("losses.py", "objective/test_bounds.py", "objective/test_derivatives.py", "test_loss.py", "test_mismatch.py")
+TESTS += ("test_batch.py", "test_tokens.py")
+MUTANTS = [
+    ("objective/columns.py", "where(b < a, b, a)", "where(b <= a, b, a)"),
+    ("objective/columns.py", "where(b < a, b, a)", "where(a <= b, a, b)"),
+    ("objective/columns.py", "where(x > high, high, x)", "where(x >= high, high, x)"),
+    ("objective/columns.py", "where(x < low, low, x)", "where(x <= low, low, x)"),
+    ("objective/columns.py", "clip(log_ratio, -limit, limit).exp()", "log_ratio.exp()"),
+    ("objective/columns.py", "return detach(x)", "return x"),
+    ("objective/columns.py", "math.log1p(-low)", "-low"),
+    ("objective/clip.py", "clip(d, low, dual), clip(d, None, high)", "clip(d, low, None), clip(d, None, high)"),
+    ("objective/clip.py", "clip(d, low, dual), clip(d, None, high)", "clip(d, low, dual), clip(d, low, high)"),
+    ("objective/clip.py", "where(A < 0,", "where(A > 0,"),
+    ("objective/kl.py", "(-x).expm1() + x", "x.expm1() - x"),
+    ("objective/kl.py", "return x * x / 2", "return x * x"),
+    ("mismatch.py", "tokens.old_logps - tokens.rollout_logps), None", "tokens.rollout_logps - tokens.old_logps), None"),
+    (
+        "mismatch.py",
+        "(d < math.log(self.low)) | (d > math.log(self.high)), 0.0",
+        "~(d >= math.log(self.low)) | ~(d <= math.log(self.high)), 0.0",
+    ),
+    ("mismatch.py", "d > math.log(self.high)", "d >= math.log(self.high)"),
+    ("tokens.py", "total: Tensor = _Total.apply(upstream_T.contiguous(), lengths_S)", "total: Tensor = upstream_T"),
+    ("tokens.py", "lengths_S) > 0 if over", "lengths_S) >= 0 if over"),
+    ("tokens.py", 'weights_T != 0 if over == "kept"', 'weights_T != 0 if over == "none"'),
+    ("tokens.py", "self.starts[last]] - origin", "self.starts[last]]"),
+    ("batch.py", "device=self.device) - self._repeat(starts)", "device=self.device)"),
+    ("batch.py", '"old_logps": stop(logps)', '"old_logps": logps'),
+    ("batch.py", "stage.reads - self.columns.keys()", 'stage.reads & {"rollout_logps"}'),
+    ("batch.py", 'stage.scope == "batch" or term.aggregate.over == "kept"', 'stage.scope == "batch"'),
+    ("batch.py", "torch.promote_types(x.dtype, torch.float32)", "x.dtype"),
+    ("batch.py", "return there.reshape(-1) != 0", "return there.reshape(-1) == there.reshape(-1)"),
+    ("equation.py", "share if term.objective.folds or not term.weigh else", "share if not term.weigh else"),
+    ("equation.py", "_weigh(term, ones, early, constants)", "_weigh(term, ones[batch.at], early, tokens)"),
+    ("equation.py", 'if term.aggregate.over == "kept":', "if False:"),
+    ("equation.py", 'return now if term.aggregate.over == "kept" else', "return now if False else"),
+    ("equation.py", "policy, batch.tokens(recipe, views)", "policy, batch.tokens(recipe, leaves)"),
+    ("equation.py", "_Settled(weights, term.scale / ", "_Settled(weights, 1 / "),
+    ("loss.py", "(finite + self.entropies[at, None])", "(finite - self.entropies[at, None])"),
+    ("loss.py", "(dz / self.batch.temperature)", "dz"),
+    ("loss.py", "batch.whole.ready.pop(key)", "batch.whole.ready[key]"),
+    ("loss.py", "del part.whole.observed[recipe]", "pass"),
+    ("loss.py", "observed.setdefault(recipe, {})", 'observed.setdefault("", {})'),
+    ("loss.py", "upstream * g for", "g for"),
+    ("metrics.py", "batch.whole.live_tokens", "batch.live_tokens"),
+    ("metrics.py", "(coefficients.weights != 0)", "(tokens.advantages != 0)"),
+]
+
+
+@pytest.mark.slow
+def test_every_planted_fault_is_noticed(tmp_path):
+    places = [tmp_path / str(i) for i in range(len(MUTANTS))]
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+        codes = list(pool.map(try_mutant, places, MUTANTS))
+    assert try_mutant(tmp_path / "sound", ("loss.py", "__all__ = ", "__all__  = ")) == 0
+    assert [mutant for mutant, code in zip(MUTANTS, codes, strict=True) if code != 1] == []
+
+
+def try_mutant(place, mutant):
+    """1 where a test fails."""
+    file, old, new = mutant
+    shutil.copytree(PACKAGE, place / "grpokit", ignore=shutil.ignore_patterns("__pycache__", "trainer", "kernels"))
+    for name in TESTS:
+        (place / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HERE / name, place / "tests" / name)
+    source = (place / "grpokit" / file).read_text()
+    assert source.count(old) == 1, mutant
+    (place / "grpokit" / file).write_text(source.replace(old, new))
+    command = [sys.executable, "-m", "pytest", "-xq", "--import-mode=importlib", "-p", "no:cacheprovider", "tests"]
+    env = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=place, env=env, capture_output=True, check=False).returncode

@@ -1,0 +1,173 @@
+"""Recipes as values: the table, parameters, replace, round trips, explain, and stages of other packages."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import grpokit as gk
+from grpokit.stages import REGISTRY, fields_of, lookup
+
+EXAMPLES = {
+    "grpo": {},
+    "dr_grpo": {"max_len": 3000},
+    "dapo": {"max_len": 20_480},
+    "rloo": {},
+}
+
+
+def test_the_table():
+    assert {name: name in EXAMPLES for name in gk.recipe_names()} == dict.fromkeys(EXAMPLES, True)
+    for paper in gk.recipe_names().values():
+        assert "arXiv:" in paper
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_round_trips(name):
+    recipe = gk.recipe(name, **EXAMPLES[name])
+    assert hash(recipe) == hash(gk.recipe(name, **EXAMPLES[name]))
+    assert gk.Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert gk.Recipe.from_dict(tomllib.loads(_toml(recipe.to_dict()))) == recipe
+
+
+def _toml(data, prefix=""):
+    """Plain TOML: scalars first, then tables and arrays of tables."""
+    inline = lambda v: (
+        "{" + ", ".join(f"{json.dumps(k)} = {inline(x)}" for k, x in v.items()) + "}"
+        if isinstance(v, dict)
+        else "[" + ", ".join(map(inline, v)) + "]"
+        if isinstance(v, list)
+        else json.dumps(v, ensure_ascii=False)
+    )
+    return "\n".join(f"{name} = {inline(value)}" for name, value in data.items())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_explain_states_every_number_and_its_source(name):
+    recipe = gk.recipe(name, **EXAMPLES[name])
+    text = recipe.explain()
+    for part in (recipe.name, *recipe.papers, recipe.leaves_out, "LOSS = "):
+        assert part in text
+    for label in ("shape", "select", "advantage", "objective", "aggregate"):
+        stages = getattr(recipe, label)
+        for stage in stages if isinstance(stages, tuple) else (stages,):
+            assert type(stage).__name__ in text
+            assert stage.equation, stage
+            for parameter in fields_of(stage):
+                assert f"{parameter} = {getattr(stage, parameter)!r}" in text
+    known = {f"{label}.{p}" for label, p in _parameters(recipe)}
+    assert set(dict(recipe.sources)) <= known, "a source for a number that the recipe does not have"
+    sourced = {key for key in known if not key.startswith("extra")} - set(dict(recipe.sources))
+    assert sourced <= {"objective.dual"}, "a number without a source"
+
+
+def _parameters(recipe):
+    for label in ("shape", "select", "advantage", "correct", "objective", "aggregate"):
+        stages = getattr(recipe, label)
+        for stage in stages if isinstance(stages, tuple) else (stages,):
+            yield from ((label, parameter) for parameter in fields_of(stage))
+    for term in recipe.extra:
+        yield "extra", "scale"
+        yield from (("extra", parameter) for parameter in fields_of(term.objective))
+
+
+def test_dapo_cache_is_a_fifth():
+    assert gk.recipe("dapo", max_len=20_480).shape == (gk.Overlong(20_480, 4_096),)
+    assert gk.recipe("dapo", max_len=24).shape == (gk.Overlong(24, 4),)
+    assert gk.recipe("dapo", max_len=24, cache=0).shape == (gk.Overlong(24, 0),)
+
+
+def test_replace_forgets_the_sources_of_what_it_replaces():
+    recipe = gk.recipe("dapo", max_len=9).replace(objective=gk.Clip(0.1, 0.3), select=())
+    assert recipe.objective == gk.Clip(0.1, 0.3)
+    assert not any(key.startswith(("objective", "select")) for key, _ in recipe.sources)
+    assert "low = 0.1          given" in recipe.explain()
+
+
+def test_grpo_without_kl_has_one_term():
+    assert gk.recipe("grpo", beta=0.0).extra == ()
+    assert gk.recipe("grpo").reads("ref_logps")
+    assert not gk.recipe("grpo", beta=0.0).reads("ref_logps")
+
+
+@gk.register("advantage")
+@dataclass(frozen=True)
+class MedianBaseline(gk.Advantage):
+    """A = R − median over the group."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"difficulty"})
+
+    def __call__(self, rewards_N, groups, columns):
+        assert columns["difficulty"].shape == rewards_N.shape == groups.codes.shape
+        medians = np.array([np.median(rewards_N[groups.codes == g]) for g in range(len(groups))])
+        return rewards_N - medians[groups.codes]
+
+
+@gk.register("select")
+@dataclass(frozen=True)
+class Easy(gk.Select):
+    """Keeps what is easy."""
+
+    below: float = 0.5
+    reads: ClassVar[frozenset[str]] = frozenset({"difficulty"})
+
+    def __call__(self, outcomes_N, groups, columns):
+        return columns["difficulty"] < self.below
+
+
+@gk.register("shape")
+@dataclass(frozen=True)
+class Bonus(gk.Shape):
+    """Adds the difficulty."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"difficulty"})
+
+    def __call__(self, rewards_N, groups, columns):
+        return columns["difficulty"]
+
+
+ROWS = {"group_id": list("aaabb"), "reward": [0.0, 1.0, 3.0, 1.0, 0.0], "difficulty": [0.1, 0.2, 0.9, 0.3, 0.4]}
+
+
+def test_stages_of_another_package():
+    mine = gk.recipe("grpo", beta=0.0).replace(
+        name="mine", advantage=MedianBaseline(), select=(Easy(), gk.HasSignal()), shape=(Bonus(),)
+    )
+    assert gk.Recipe.from_dict(mine.to_dict()) == mine
+    for rows in (ROWS, [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]):
+        out = gk.process(rows, mine)
+        assert out.keep.tolist() == [True, True, False, True, True]
+        assert out.counts == {"in": 5, "kept": 4, "other": 1}
+        np.testing.assert_allclose(out.shaped_rewards, [0.1, 1.2, 3.9, 1.3, 0.4])
+        np.testing.assert_allclose(out.advantages, [-0.55, 0.55, 0.0, 0.45, -0.45])
+    with pytest.raises(gk.InputError, match=r"MedianBaseline reads column 'difficulty', which is not there"):
+        gk.process({"group_id": [1], "reward": [0.0]}, mine.replace(select=(), shape=()))
+
+
+def test_an_entry_point_registers_stages(tmp_path):
+    """A real distribution with the entry point, found by a fresh interpreter."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nimport grpokit as gk\n"
+        "@gk.register('recipe')\ndef mine():\n    '''Mine, no paper.'''\n"
+        "    return gk.recipe('rloo').replace(name='mine')\n"
+    )
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[grpokit.stages]\nmine = mine\n")
+    code = "import grpokit as gk; print(gk.recipe('mine').name, gk.recipe_names()['mine'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "mine Mine, no paper\n"
+
+
+def test_registered_names_are_the_classes():
+    for kind, stages in REGISTRY.items():
+        for name, stage in stages.items():
+            assert lookup(kind, name) is stage

@@ -1,0 +1,54 @@
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from grpokit.trainer.config import Evaluation, TinyModel, TrainConfig, WarmStart
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Say the prompt's letter as often as you can: rewarded from the first random weights on, so groups have signal."""
+
+    def prompts(self, rng, n):
+        return [{"prompt": f"{rng.choice('abcd')}{rng.randrange(1000)}>", "number": i} for i in range(n)]
+
+    def score(self, completion, item):
+        return sum(c.islower() for c in completion) / 6
+
+    def demonstrate(self, rng: random.Random, item):
+        return item["prompt"][0] * rng.randint(1, 5)
+
+
+@pytest.fixture
+def task():
+    return Echo()
+
+
+@pytest.fixture
+def config():
+    return TrainConfig(
+        steps=3,
+        prompts_per_step=4,
+        num_generations=4,
+        max_completion_length=6,
+        tiny=TinyModel(hidden_size=16, intermediate_size=32, layers=2, heads=2),
+        warm_start=WarmStart(steps=4, batch_size=8),
+        evaluation=Evaluation(prompts=6, samples=2, every=2),
+    )
+
+
+class Silent:
+    def note(self, text):
+        pass
+
+    def progress(self, phase, done, total, text):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def silent():
+    return Silent()

@@ -1,0 +1,153 @@
+import dataclasses
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+import grpokit as gk
+from grpokit.trainer.collect import collect
+from grpokit.trainer.learn import Learner
+from grpokit.trainer.policy import Policy
+
+
+def collected(policy, task, config, *, reward=None, seed=0):
+    return collect(
+        policy,
+        task=task,
+        reward=reward,
+        recipe=config.make_recipe(),
+        config=config,
+        rng=Random(seed),
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def learned(task, config, **kwargs):
+    policy = Policy.tiny(config.tiny, seed=2)
+    sampled = collected(policy, task, config, **kwargs)
+    learner = Learner(policy, config.make_recipe(), config)
+    return sampled, learner, learner.learn(sampled)
+
+
+def test_a_step_is_filled_up_from_several_rounds(task, config):
+    config = dataclasses.replace(config, max_rounds=50)
+    # Half of the groups get equal rewards, which DAPO drops.
+    calls = []
+
+    def reward(prompts, completions, number, **columns):
+        calls.append(len(prompts))
+        return [0.0 if prompt[0] in "ab" else float(row) for row, prompt in enumerate(prompts)]
+
+    sampled = collected(Policy.tiny(config.tiny, seed=2), task, config, reward=reward, seed=1)
+    kept = sampled.group_id[sampled.processed.keep]
+    assert len(np.unique(kept)) == config.prompts_per_step
+    assert np.bincount(kept)[np.unique(kept)].tolist() == [config.num_generations] * config.prompts_per_step
+    assert sampled.rounds == len(calls) > 1
+    assert sum(calls) == len(sampled.completions) == len(sampled.items)
+    # Each round asks for what is missing and no more.
+    assert all(later <= earlier for earlier, later in zip(calls, calls[1:], strict=False))
+    assert all(sampled.items[row]["prompt"][0] in "cd" for row in np.flatnonzero(sampled.processed.keep))
+    metrics = sampled.metrics()
+    assert metrics["sampling/used"] + metrics["sampling/dropped/no_signal"] == metrics["sampling/completions"]
+
+
+def test_rounds_are_bounded_and_a_step_without_signal_changes_no_weight(task, config):
+    config = dataclasses.replace(config, max_rounds=3)
+    policy = Policy.tiny(config.tiny, seed=2)
+    sampled = collected(policy, task, config, reward=lambda prompts, completions, **columns: [0.25] * len(prompts))
+    assert sampled.rounds == 3
+    assert sampled.metrics()["frac_reward_zero_std"] == 1
+    assert sampled.metrics()["sampling/kept_share"] == 0
+    before = [w.clone() for w in policy.model.parameters()]
+    learner = Learner(policy, config.make_recipe(), config)
+    assert learner.learn(sampled) == {"updates": 0}
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+
+
+def test_what_could_not_be_scored_is_dropped_and_not_counted_as_zero(task, config):
+    def reward(prompts, completions, **columns):
+        return [None if row % 4 == 3 else float(row % 4) for row in range(len(prompts))]
+
+    sampled = collected(Policy.tiny(config.tiny, seed=2), task, config, reward=reward)
+    metrics = sampled.metrics()
+    assert metrics["sampling/dropped/unscored"] == config.prompts_per_step
+    assert metrics["reward"] == 1
+    assert metrics["reward_std"] == 1
+    assert not sampled.processed.keep[3::4].any()
+    assert sampled.processed.keep.sum() == 3 * config.prompts_per_step
+    records = list(sampled.records(step=1, version=0, groups=1))
+    assert [r["reward"] for r in records] == [0, 1, 2, None]
+
+
+def test_the_logged_rows_are_rollouts_that_grpokit_reads(task, config):
+    sampled = collected(Policy.tiny(config.tiny, seed=2), task, config)
+    records = list(sampled.records(step=7, version=3, groups=2))
+    assert len(records) == 2 * config.num_generations
+    out = gk.process(records, config.make_recipe())
+    assert out.advantages.tolist() == [r["advantage"] for r in records]
+    assert out.keep.tolist() == [r["keep"] for r in records]
+
+
+def test_an_update_is_the_gradient_of_the_equation(task, config):
+    config = dataclasses.replace(config, max_grad_norm=1e9, updates_per_step=1)
+    sampled, learner, metrics = learned(task, config)
+    # On-policy, DAPO's gradient is that of −Σ A log π over the number of tokens, whatever the clip.
+    policy = Policy.tiny(config.tiny, seed=2)
+    rows = np.flatnonzero(sampled.processed.keep)
+    batch = policy.pad([sampled.completions[row] for row in rows])
+    logps = policy.logits(batch.inputs, batch.targets.shape[1]).log_softmax(-1)
+    logps = logps.gather(-1, batch.targets[..., None])[..., 0]
+    A = torch.from_numpy(sampled.processed.advantages[rows]).float()
+    loss = -(A[:, None] * logps)[batch.mask].sum() / batch.mask.sum()
+    loss.backward()
+    for ours, expected in zip(learner.policy.model.parameters(), policy.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-4)
+    norm = torch.stack([w.grad.norm() for w in policy.model.parameters()]).norm().item()
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["clip_ratio/region_mean"] == 0
+    assert metrics["ratio/mean"] == pytest.approx(1, abs=1e-5)
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-5
+
+
+@pytest.mark.parametrize("name", gk.recipe_names())
+def test_micro_batches_do_not_change_an_update(task, config, name):
+    config = dataclasses.replace(config, recipe=name)
+    _, whole, _ = learned(task, config)
+    _, parts, _ = learned(task, dataclasses.replace(config, microbatch_tokens=1))
+    assert whole.updates == parts.updates == config.updates_per_step
+    for a, b in zip(whole.policy.model.parameters(), parts.policy.model.parameters(), strict=True):
+        # Adam's first steps are the gradient's sign: rounding shows where a gradient is all but zero.
+        close = torch.isclose(a, b, atol=1e-6)
+        assert close.float().mean() > 0.99, name
+
+
+def test_groups_are_dealt_whole_and_each_once(task, config):
+    _, learner, _ = learned(task, dataclasses.replace(config, updates_per_step=3))
+    group_id = np.repeat([4, 0, 2, 9, 7], [2, 3, 1, 2, 4])
+    dealt = [set(rows.tolist()) for rows in learner._deal(group_id)]
+    assert len(dealt) == 3
+    assert sorted(row for hand in dealt for row in hand) == list(range(12))
+    groups = [{int(group_id[row]) for row in hand} for hand in dealt]
+    assert sum(map(len, groups)) == 5
+    assert len(learner._deal(np.array([1, 1]))) == 1
+
+
+def test_a_recipe_with_a_reference_policy_has_the_policy_before_the_first_update(task, config):
+    config = dataclasses.replace(config, recipe="grpo", updates_per_step=1, learning_rate=0.01)
+    sampled, learner, metrics = learned(task, config)
+    assert metrics["kl"] == pytest.approx(0, abs=1e-9)
+    assert learner.learn(sampled)["kl"] > 1e-4
+    dapo = dataclasses.replace(config, recipe="dapo")
+    assert learned(task, dapo)[1].reference is None
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(task, config):
+    policy = Policy.tiny(config.tiny, seed=2)
+    sampled = collected(policy, task, config)
+    learner = Learner(policy, config.make_recipe(), config)
+    policy.model.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * float("inf"))
+    before = [w.clone() for w in policy.model.parameters()]
+    with pytest.raises(gk.InputError, match="the gradient's norm is NaN or infinite: training has diverged"):
+        learner.learn(sampled)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))

@@ -1,0 +1,203 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import grpokit as gk
+from grpokit.trainer import TrainConfig, Trainer
+from grpokit.trainer.policy import Policy
+from grpokit.trainer.rollout import generate
+from grpokit.trainer.tasks import is_held_out
+
+FILES = ["checkpoint", "config.toml", "metrics.jsonl", "rollouts.jsonl", "summary.json"]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(directory):
+    return [{k: v for k, v in row.items() if k != "step_time"} for row in lines(directory / "metrics.jsonl")]
+
+
+@pytest.fixture
+def train(task, silent, tmp_path):
+    def run(config, name="run", **options):
+        trainer = Trainer(config, **{"task": task, "directory": tmp_path / name, "console": silent, **options})
+        return trainer, trainer.train()
+
+    return run
+
+
+def test_what_a_run_leaves_behind(train, config, task, tmp_path):
+    trainer, summary = train(config)
+    directory = tmp_path / "run"
+    assert sorted(path.name for path in directory.iterdir()) == FILES
+    assert TrainConfig.from_file(directory / "config.toml") == config.resolve()
+
+    metrics = lines(directory / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    assert ["eval/pass@1" in row for row in metrics] == [True, False, True, True]
+    names = {
+        "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio",
+        "entropy", "clip_ratio/region_mean", "grad_norm", "learning_rate", "step_time", "num_tokens", "sampling/kept_share",
+        "sampling/sampling_logp_difference/mean",
+    }  # fmt: skip
+    assert all(names <= row.keys() for row in metrics[1:])
+
+    rollouts = lines(directory / "rollouts.jsonl")
+    assert len(rollouts) == config.steps * config.logged_groups * config.num_generations
+    assert not any(is_held_out(row["prompt"]) for row in rollouts)
+    assert all(row["reward"] == task.score(row["text"], row) for row in rollouts)
+
+    written = json.loads((directory / "summary.json").read_text())
+    assert written == summary.to_dict()
+    assert written["schema_version"] == 1
+    assert (written["status"], written["steps"], written["seed"]) == ("finished", 3, 0)
+    assert written["before"]["pass_1"] == metrics[0]["eval/pass@1"]
+    assert written["after"]["pass_1"] == metrics[-1]["eval/pass@1"]
+    assert written["after"]["step"] == 3
+    assert written["used"] == sum(row["sampling/used"] for row in metrics[1:])
+    assert trainer.summary == summary
+
+
+def test_the_checkpoint_is_the_policy_at_the_end(train, config, tmp_path):
+    trainer, _ = train(config)
+    where = tmp_path / "run" / "checkpoint"
+    loaded = Policy(AutoModelForCausalLM.from_pretrained(where), AutoTokenizer.from_pretrained(where))
+    prompts = ["a1>", "bcd>"]
+    ours, theirs = (
+        generate(p, prompts, max_completion_length=6, temperature=1.0, generator=torch.Generator().manual_seed(0))
+        for p in (trainer.policy, loaded)
+    )
+    assert ours == theirs
+
+
+def test_the_written_configuration_reproduces_the_run_bit_for_bit(train, config, tmp_path):
+    first, _ = train(config, "first")
+    torch.manual_seed(99)  # torch's own generator has no say
+    second, _ = train(TrainConfig.from_file(tmp_path / "first" / "config.toml"), "second")
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "second")
+    assert (tmp_path / "first/rollouts.jsonl").read_bytes() == (tmp_path / "second/rollouts.jsonl").read_bytes()
+    for a, b in zip(first.policy.model.parameters(), second.policy.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    train(dataclasses.replace(config, seed=1), "other")
+    assert numbers(tmp_path / "first") != numbers(tmp_path / "other")
+
+
+def test_it_learns_what_it_is_rewarded_for(train, config, tmp_path):
+    # From random weights, without demonstrations.
+    warm_start = dataclasses.replace(config.warm_start, steps=0)
+    longer = dataclasses.replace(config, steps=25, warm_start=warm_start, learning_rate=0.02, recipe="rloo")
+    train(longer)
+    rewards = [row["reward"] for row in lines(tmp_path / "run" / "metrics.jsonl")[1:]]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+
+
+@pytest.mark.parametrize("name", gk.recipe_names())
+def test_every_recipe_trains(train, config, tmp_path, name):
+    train(dataclasses.replace(config, recipe=name, steps=2))
+    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert last["updates"] == config.updates_per_step
+    assert ("kl" in last) == (name == "grpo")
+
+
+def test_a_reward_function_replaces_the_tasks_score(train, config, tmp_path):
+    train(config, reward=lambda prompts, completions, number, **columns: [float(len(c) % 2) for c in completions])
+    assert all(row["reward"] == len(row["text"]) % 2 for row in lines(tmp_path / "run" / "rollouts.jsonl"))
+
+
+def test_a_scorer_that_fails_stops_the_run_and_loses_nothing(train, config, tmp_path):
+    calls = []
+
+    def reward(prompts, completions, **columns):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            raise TimeoutError("judge")
+        return [float(row) for row in range(len(prompts))]
+
+    with pytest.raises(gk.InputError, match=r"raised TimeoutError\('judge'\)"):
+        train(config, reward=reward)
+    directory = tmp_path / "run"
+    assert sorted(path.name for path in directory.iterdir()) == FILES
+    assert [row["step"] for row in lines(directory / "metrics.jsonl")] == [0, 1]
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["after"]) == ("failed", 1, None)
+    AutoModelForCausalLM.from_pretrained(directory / "checkpoint")
+
+
+def test_ctrl_c_in_a_reward_function(task, config, silent, tmp_path):
+    def reward(prompts, completions, **columns):
+        raise KeyboardInterrupt
+
+    trainer = Trainer(config, task=task, reward=reward, directory=tmp_path / "run", console=silent)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.summary.status == "interrupted"
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint")
+
+
+def test_a_rate_that_is_much_too_high_is_said(train, config, tmp_path):
+    with pytest.raises(gk.InputError, match="training has diverged. Lower learning_rate"):
+        train(dataclasses.replace(config, learning_rate=1e37))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_a_task_without_demonstrations(config, silent, tmp_path, task):
+    class Bare:
+        prompts, score = type(task).prompts, type(task).score
+
+    with pytest.raises(gk.InputError, match="Bare has no demonstrate"):
+        Trainer(config, task=Bare(), directory=tmp_path / "a", console=silent).train()
+    random = dataclasses.replace(config, warm_start=dataclasses.replace(config.warm_start, steps=0), steps=1)
+    summary = Trainer(random, task=Bare(), directory=tmp_path / "b", console=silent).train()
+    assert summary.steps == 1
+
+
+def test_a_run_is_not_overwritten_unless_it_is_said(train, config, tmp_path):
+    train(config)
+    with pytest.raises(gk.FileError, match="exists already"):
+        train(config)
+    (tmp_path / "run" / "left.txt").touch()
+    train(dataclasses.replace(config, seed=1), overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seed"] == 1
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").touch()
+    with pytest.raises(gk.FileError, match="is not the directory of a run"):
+        train(config, "home", overwrite=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(gk.FileError, match="is not the directory of a run"):
+        train(config, "link", overwrite=True)
+    assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(train, config, tmp_path, monkeypatch):
+    trainer, _ = train(config)
+    where = tmp_path / "run" / "checkpoint"
+    before = {path.name: path.read_bytes() for path in where.iterdir()}
+
+    def full(directory):
+        raise OSError(28, "No space left on device")
+
+    with torch.no_grad():
+        next(iter(trainer.policy.model.parameters())).add_(1)
+    # The weights are written, then the disk is full: the half of a checkpoint must not replace the whole one.
+    monkeypatch.setattr(trainer.policy.tokenizer, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run.checkpoint(trainer.policy)
+    assert {path.name: path.read_bytes() for path in where.iterdir()} == before
+    assert sorted(path.name for path in where.parent.iterdir()) == FILES
+    monkeypatch.undo()
+    trainer.run.checkpoint(trainer.policy)
+    assert (where / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert sorted(path.name for path in where.parent.iterdir()) == FILES
+
+
+def test_torchs_threads_are_given_back(train, config):
+    threads = torch.get_num_threads()
+    train(dataclasses.replace(config, steps=0, threads=threads + 1))
+    assert torch.get_num_threads() == threads
