@@ -103,7 +103,7 @@ def test_training_talks_to_stderr_and_prints_its_result(capsys, tmp_path):
     printed = capsys.readouterr()
     assert "warm start     2/2" in printed.err
     assert "held-out pass@1" in printed.err
-    assert "after the warm start" in printed.out
+    assert "before dapo" in printed.out
     assert "not that it teaches a new skill" in printed.out
     assert str(tmp_path / "a") in printed.out
 
@@ -127,9 +127,14 @@ def test_a_missing_package_is_named_with_its_remedy():
     code = "import sys; sys.modules['torch'] = None; from grpokit.cli import main; sys.exit(main(['train']))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert (
-        run.stderr == "grpokit: the trainer needs torch, which is not installed. Run: pip install 'grpokit[train]'.\n"
+    remedy = "Run: pip install 'grpokit[train]'."
+    assert run.stderr == f"grpokit: the trainer needs torch, which is not installed. {remedy}\n"
+    code = (
+        "import sys; sys.modules['torch'] = None; import grpokit as gk\n"
+        "try: gk.trainer.Trainer\nexcept gk.InputError as problem: print(problem.kind)"
     )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "missing_extra"
 
 
 def test_an_unexpected_exception_keeps_its_traceback(monkeypatch, tmp_path):

@@ -111,8 +111,9 @@ def test_a_recipe_that_does_not_take_its_parameters():
 
 
 def test_a_file_that_is_not_there_or_not_toml(tmp_path):
-    with pytest.raises(gk.FileError, match="No such file"):
+    with pytest.raises(gk.FileError, match="No such file") as caught:
         TrainConfig.from_file(tmp_path / "none.toml")
+    assert caught.value.kind == "file_unreadable"
     (tmp_path / "bad.toml").write_text("steps = \n")
     with pytest.raises(gk.FileError, match="line 1"):
         TrainConfig.from_file(tmp_path / "bad.toml")

@@ -42,8 +42,8 @@ def test_what_a_run_leaves_behind(train, config, task, tmp_path):
     assert ["eval/pass@1" in row for row in metrics] == [True, False, True, True]
     names = {
         "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio",
-        "entropy", "clip_ratio/region_mean", "grad_norm", "learning_rate", "step_time", "num_tokens", "sampling/kept_share",
-        "sampling/sampling_logp_difference/mean",
+        "entropy", "clip_ratio/region_mean", "grad_norm", "learning_rate", "step_time", "num_tokens",
+        "sampling/kept_share", "sampling/sampling_logp_difference/mean",
     }  # fmt: skip
     assert all(names <= row.keys() for row in metrics[1:])
 
@@ -149,8 +149,9 @@ def test_a_task_without_demonstrations(config, silent, tmp_path, task):
     class Bare:
         prompts, score = type(task).prompts, type(task).score
 
-    with pytest.raises(gk.InputError, match="Bare has no demonstrate"):
+    with pytest.raises(gk.InputError, match="Bare has no demonstrate") as caught:
         Trainer(config, task=Bare(), directory=tmp_path / "a", console=silent).train()
+    assert caught.value.kind == "no_demonstrations"
     random = dataclasses.replace(config, warm_start=dataclasses.replace(config.warm_start, steps=0), steps=1)
     summary = Trainer(random, task=Bare(), directory=tmp_path / "b", console=silent).train()
     assert summary.steps == 1
@@ -158,8 +159,9 @@ def test_a_task_without_demonstrations(config, silent, tmp_path, task):
 
 def test_a_run_is_not_overwritten_unless_it_is_said(train, config, tmp_path):
     train(config)
-    with pytest.raises(gk.FileError, match="exists already"):
+    with pytest.raises(gk.FileError, match="exists already") as caught:
         train(config)
+    assert caught.value.kind == "file_exists"
     (tmp_path / "run" / "left.txt").touch()
     train(dataclasses.replace(config, seed=1), overwrite=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
@@ -167,8 +169,9 @@ def test_a_run_is_not_overwritten_unless_it_is_said(train, config, tmp_path):
 
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").touch()
-    with pytest.raises(gk.FileError, match="is not the directory of a run"):
+    with pytest.raises(gk.FileError, match="is not the directory of a run") as caught:
         train(config, "home", overwrite=True)
+    assert caught.value.kind == "not_a_run"
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with pytest.raises(gk.FileError, match="is not the directory of a run"):
         train(config, "link", overwrite=True)

@@ -37,8 +37,9 @@ def test_every_character_is_a_token_and_comes_back():
 
 def test_what_cannot_be_encoded_is_an_error_not_an_empty_prompt(policy):
     for text in ("Grüße", "", "emoji 🙂", "tab\t"):
-        with pytest.raises(gk.InputError, match="cannot encode"):
+        with pytest.raises(gk.InputError, match="cannot encode") as caught:
             policy.encode(["fine", text])
+        assert caught.value.kind == "untokenizable"
 
 
 def test_a_checkpoint_is_loaded_by_the_auto_classes(policy, tmp_path):
@@ -141,8 +142,9 @@ def test_a_policy_that_is_no_longer_finite_is_an_error():
     policy = Policy.tiny(SIZES, seed=1)
     with torch.no_grad():
         policy.model.model.norm.weight[0] = float("nan")
-    with pytest.raises(gk.InputError, match="a logit of the policy is NaN or infinite"):
+    with pytest.raises(gk.InputError, match="a logit of the policy is NaN or infinite") as caught:
         sample(policy, PROMPTS)
+    assert caught.value.kind == "diverged"
 
 
 def test_the_seed_decides_the_weights_and_torchs_own_generator_is_left_alone():

@@ -53,8 +53,9 @@ def test_too_few_prompts_and_things_that_are_no_items():
             return [{"prompt": "9>"}] * n
 
     assert len(draw(One(), Random(0), 3, held_out=True)) == 3
-    with pytest.raises(gk.InputError, match="gave 0 training prompts where 3 are needed"):
+    with pytest.raises(gk.InputError, match="gave 0 training prompts where 3 are needed") as caught:
         draw(One(), Random(0), 3, held_out=False)
+    assert caught.value.kind == "too_few_prompts"
 
     class Texts:
         def prompts(self, rng, n):
@@ -102,6 +103,7 @@ def test_an_exception_is_never_a_reward():
         gk.InputError, match=r"raised KeyError\('gold'\) on a batch of 2 completions, the first 'x'"
     ) as caught:
         rewards.call(reward, ITEMS, ["x", "y"])
+    assert caught.value.kind == "reward_failed"
     assert isinstance(caught.value.__cause__, KeyError)
 
     class Task(Sorting):

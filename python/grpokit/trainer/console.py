@@ -102,7 +102,7 @@ def line(metrics: Mapping[str, float]) -> str:
 
 def show(summary: Summary, stream: TextIO) -> None:
     """The result as a table, and what may be said of it."""
-    evaluations = [("after the warm start", summary.before), (f"after {summary.recipe}", summary.after)]
+    evaluations = [(f"before {summary.recipe}", summary.before), (f"after {summary.recipe}", summary.after)]
     heads = ("", "step", "held-out pass@1", "pass@k")
     rows = [
         (name, str(e.step), f"{e.pass_1:.3f} ± {e.stderr:.3f}", f"{e.pass_k:.3f} (k={e.k})")
@@ -132,8 +132,8 @@ def _words(summary: Summary) -> str:
         )
         lines.append(
             f"Before it, {summary.before.pass_k:.0%} of the prompts had a right answer among {summary.before.k} tries: "
-            "reinforcement learning sharpens what\nthe warm start already knows. This shows that the trainer works, "
-            "not that it teaches a new skill."
+            "reinforcement learning sharpens\nwhat the policy knew from its warm start. "
+            "This shows that the trainer works, not that it teaches a new skill."
         )
     where = f"{summary.directory} holds config.toml, metrics.jsonl, rollouts.jsonl and checkpoint/"
     lines.append(where if summary.status == "finished" else f"{summary.status} at step {summary.steps}; {where}")

@@ -100,7 +100,7 @@ class Learner:
         metrics: dict[str, float] = {}
         for part in parts:
             out = gk.loss.from_logits(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
-            out.loss.backward()
+            out.loss.backward()  # type: ignore[no-untyped-call]
             for name, value in ({"loss": out.loss} | out.metrics).items():
                 metrics[name] = metrics.get(name, 0.0) + value.item()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), config.max_grad_norm)

@@ -56,6 +56,11 @@ class Sorting:
         How many letters a prompt has.
     error_rate : float
         The share of demonstrations that the demonstrator spoils (a swap of equal letters does no harm).
+
+    Examples
+    --------
+    >>> Sorting().score("abcd", {"prompt": "dcab>", "answer": "abcd"})
+    1.0
     """
 
     min_letters: int = 5

@@ -1,5 +1,6 @@
 //! The whole pass on synthetic rows, for instruction counts:
-//! `valgrind --tool=callgrind target/release/examples/group_path ROWS integers|strings contiguous|shuffled`.
+//! `valgrind --tool=callgrind target/release/examples/group_path ROWS integers|strings contiguous|shuffled pass|setup`.
+//! With `setup` the rows are made and nothing is done with them, so that the difference is the pass alone.
 
 use grpokit_core::advantage::Estimator;
 use grpokit_core::keys::{factorize_bytes, factorize_integers};
@@ -10,7 +11,9 @@ use std::sync::Arc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [rows, kind, order] = &words[..] else { return Err("ROWS integers|strings contiguous|shuffled".into()) };
+    let [rows, kind, order, what] = &words[..] else {
+        return Err("ROWS integers|strings contiguous|shuffled pass|setup".into());
+    };
     let n: usize = rows.parse()?;
     let context = Context::new(1, &|| false);
     // A permutation of the rows: multiplication by an odd number modulo a power of two.
@@ -20,12 +23,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (0..size).map(place).filter(|&at| at < n).map(|at| i64::try_from(at / 16)).collect::<Result<_, _>>()?;
     let rewards: Vec<f64> = (0..n).map(|i| if i * 7919 % 1009 % 2 == 0 { 1.0 } else { 0.0 }).collect();
     let lengths: Vec<i32> = (0..n).map(|i| i32::try_from(i * 104_729 % 24_000)).collect::<Result<_, _>>()?;
-    let codes = if kind == "strings" {
-        let keys: Vec<String> = ids.iter().map(|id| format!("{id:08x}-0000-4000-8000-{id:012x}")).collect();
-        factorize_bytes(&keys[..], &context)?
-    } else {
-        factorize_integers(&ids, &context)?
+    let keys: Vec<String> = match kind.as_str() {
+        "strings" => ids.iter().map(|id| format!("{id:08x}-0000-4000-8000-{id:012x}")).collect(),
+        _ => Vec::new(),
     };
+    if what == "setup" {
+        println!("{} rows made", ids.len() + keys.len());
+        return Ok(());
+    }
+    let codes =
+        if keys.is_empty() { factorize_integers(&ids, &context)? } else { factorize_bytes(&keys[..], &context)? };
     let mut rows = Rows::new(Arc::new(codes), rewards, None, &[], false)?;
     rows.shape(|rewards| overlong(rewards, &lengths, 20_480, 4_096))?;
     rows.drop_without_signal(0.0, &context)?;

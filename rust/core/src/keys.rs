@@ -118,7 +118,8 @@ fn factorize_with<K: Keys + ?Sized, H: Hash>(keys: &K, context: &Context<'_>) ->
     let size = part_size(rows, context.threads_for(rows));
     let parts: Vec<_> = (0..rows).step_by(size).map(|start| start..(start + size).min(rows)).collect();
     let parts = context.each(parts, |part| {
-        let mut groups = Factorizer::<H>::new(part.len());
+        // The first part is the one that the others are merged into.
+        let mut groups = Factorizer::<H>::new(if part.start == 0 { rows } else { part.len() });
         let mut block = Vec::with_capacity(BLOCK);
         for start in part.clone().step_by(BLOCK) {
             if (start - part.start) % POLL_ROWS == 0 {

@@ -11,9 +11,13 @@
 mod arrow;
 mod calls;
 mod columns;
+mod memory;
 mod rows;
 
 use pyo3::prelude::*;
+
+#[global_allocator]
+static MEMORY: memory::Memory = memory::Memory;
 
 /// The native core of grpokit: group ids, statistics, filters and advantages of rollouts.
 #[pymodule(gil_used = true)]

@@ -1,0 +1,60 @@
+# The two commands are `make train` and `make test`; everything that they need is installed into .venv by tools/setup.sh.
+PYTHON ?= python3
+DISK_GIB ?= 9
+BIN := .venv/bin
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name 'Cargo.toml')
+# Nothing is looked up on the network and nothing reports home.
+export HF_HUB_OFFLINE = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: help setup train test test-rust test-python test-slow bench format clean
+
+help:
+	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
+	@echo "make test       everything that a contributor runs before a change (at most 15 minutes)"
+	@echo "make test-slow  the slow and heavy checks (at most 45 minutes)"
+	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
+	@echo "make format     formats Rust and Python"
+	@echo "make clean      removes what make has built"
+
+setup: .venv/.project
+
+.venv/.locked: requirements.lock tools/setup.sh
+	@PYTHON='$(PYTHON)' DISK_GIB='$(DISK_GIB)' sh tools/setup.sh dependencies
+
+.venv/.project: .venv/.locked pyproject.toml $(RUST)
+	@sh tools/setup.sh project
+
+train: setup
+	@$(BIN)/grpokit train $(ARGS)
+
+test: setup test-rust test-python
+
+test-rust: setup
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --package grpokit-core --locked; \
+	else cargo test --quiet --package grpokit-core --locked; fi
+
+test-python: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest grpokit._native
+	$(BIN)/python -m pytest -q
+
+test-slow: setup
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/rows
+	$(BIN)/python -m pytest -q -m slow
+
+bench: setup
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .bench --no-deps -r benches/requirements.txt
+	cargo build --quiet --release --package grpokit-core --example group_path
+	PYTHONPATH=.bench $(BIN)/python benches/python/group_path.py
+
+format:
+	cargo fmt --all
+	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+clean:
+	rm -rf .venv .bench target dist python/grpokit/_native*.so
