@@ -1,0 +1,54 @@
+"""README's Python snippets run, in order, and print what they say."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_snippet(number, tmp_path, monkeypatch):
+    """A snippet may use what the earlier ones defined; a text block right after it is what it prints."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for code, printed in BLOCKS[: number + 1]:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(code, "README.md", "exec"), namespace)
+        if printed:
+            assert "".join(out.getvalue().split()) == "".join(printed.split())
+
+
+def test_contributing_runs():
+    import numpy as np
+
+    (code,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    namespace = {"__name__": "mypackage.stages"}
+    exec(compile(code, "CONTRIBUTING.md", "exec", dont_inherit=True), namespace)
+    gk, recipe = namespace["gk"], namespace["mine"]()
+    rows = {"group_id": [1, 1, 1], "reward": [0.0, 1.0, 3.0]}
+    assert np.array_equal(gk.process(rows, recipe).advantages, [-1.0, 0.0, 2.0])
+
+
+def test_the_commands_are_there():
+    assert len(BLOCKS) >= 3
+    for command in ("make train", "make test", "make test-slow", "make bench"):
+        assert command in TEXT
+
+
+def test_the_tree_names_every_module():
+    """One line a file, and no file that is gone."""
+    tree = re.search(r"```text\n(Cargo\.toml.*?)```", TEXT, re.DOTALL).group(1)
+    package = ROOT / "python" / "grpokit"
+    for path in package.glob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert re.search(rf"\b{path.name}\b", tree), f"{path.name} is not in README's tree"
+    for name in re.findall(r"[\w./]+\.(?:py|rs|toml|sh)\b", tree):
+        assert list(ROOT.glob(f"**/{name.split('/')[-1]}")), f"README's tree names {name}, which is not there"
