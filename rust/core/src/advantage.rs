@@ -66,8 +66,8 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
             Some(stats) if self.shares_statistics() => stats,
             _ => self.grouping().stats(self.rewards(), context)?,
         };
-        let mut advantages = Vec::new();
-        let squares = self.grouping().deviations(self.rewards(), &stats.mean, &mut advantages, context)?;
+        let mut advantages = self.rewards().to_vec();
+        let squares = self.grouping().deviations(&mut advantages, &stats.mean, context)?;
         // Multiplying by 0 and dividing by infinity give the exact 0.
         let factor = |group: usize| {
             let live = stats.signal(group, 0.0) && (all || !self.group_is_dropped(group));
@@ -272,6 +272,13 @@ mod tests {
             let expected = bits(&advantages(&runs, &rewards, estimator, 1));
             for threads in [2, 3, 7] {
                 assert_eq!(bits(&advantages(&runs, &rewards, estimator, threads)), expected);
+            }
+        }
+        // Cuts between threads that find no boundary, or only late ones.
+        for few in [vec![0; n], (0..n).map(|i| i64::from(i > 9) + i64::from(i + 2 > n)).collect::<Vec<_>>()] {
+            for estimator in ALL {
+                let expected = bits(&advantages(&few, &rewards, estimator, 1));
+                assert_eq!(bits(&advantages(&few, &rewards, estimator, 5)), expected);
             }
         }
         // The same groups, transposed: row r of group g was at 16 g + r and is now at G r + g.

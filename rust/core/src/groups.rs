@@ -1,7 +1,8 @@
 //! Statistics of groups: two passes in f64, rows of a group in their order.
 
 use crate::CoreError;
-use crate::threads::{Context, POLL_ROWS};
+use crate::threads::{Context, PARALLEL_ROWS, POLL_ROWS, part_size};
+use std::ops::Range;
 
 /// Which rows belong together and which of them count.
 #[derive(Clone, Copy)]
@@ -12,8 +13,8 @@ pub struct Grouping<'a> {
     pub groups: usize,
     /// The rows that count; empty when all do.
     pub live: &'a [bool],
-    /// Whether rows of one group mostly lie together; changes the speed, never a bit.
-    pub contiguous: bool,
+    /// How they lie.
+    pub order: Order,
 }
 
 /// The sum and the extremes of a group, packed for two 16-byte updates a row.
@@ -33,9 +34,6 @@ impl Sums {
         self.reach = [greater(self.reach[0], -x), greater(self.reach[1], x)];
     }
 }
-
-/// Rows that are worked on at a time where a buffer lies between two loops.
-const BLOCK: usize = 1024;
 
 #[inline]
 fn greater(a: f64, b: f64) -> f64 {
@@ -77,11 +75,30 @@ impl Stats {
     }
 }
 
-/// Whether rows of one group mostly lie together.
-#[must_use]
-pub fn is_contiguous(codes: &[u32]) -> bool {
-    let sample = &codes[..codes.len().min(2048)];
-    sample.windows(2).filter(|pair| pair[0] == pair[1]).count() * 2 > sample.len()
+/// How the rows of the groups lie; it changes the speed, never a bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// One group after another: codes never fall.
+    Sorted,
+    /// Rows of one group mostly lie together.
+    Runs,
+    /// Anything else.
+    Scattered,
+}
+
+impl Order {
+    /// Looks at a sample, and where it matters at all codes.
+    #[must_use]
+    pub fn of(codes: &[u32]) -> Self {
+        let sample = &codes[..codes.len().min(2048)];
+        if sample.windows(2).filter(|pair| pair[0] == pair[1]).count() * 2 <= sample.len() {
+            Self::Scattered
+        } else if codes.len() >= PARALLEL_ROWS && codes.is_sorted() {
+            Self::Sorted
+        } else {
+            Self::Runs
+        }
+    }
 }
 
 impl Grouping<'_> {
@@ -91,33 +108,15 @@ impl Grouping<'_> {
     /// Interrupted.
     pub fn stats(&self, values: &[f64], context: &Context<'_>) -> Result<Stats, CoreError> {
         let mut sums = vec![EMPTY; self.groups];
-        for (at, (codes, values)) in self.blocks(values).enumerate() {
-            context.check()?;
-            let live = self.live_block(at);
-            if !live.is_empty() {
-                for ((&code, &x), &live) in codes.iter().zip(values).zip(live) {
-                    if live {
-                        sums[code as usize].add(x);
-                    }
-                }
-            } else if self.contiguous {
-                let mut last = codes[0];
-                let mut sum = sums[last as usize];
-                for (&code, &x) in codes.iter().zip(values) {
-                    if code != last {
-                        sums[last as usize] = sum;
-                        last = code;
-                        sum = sums[last as usize];
-                    }
-                    sum.add(x);
-                }
-                sums[last as usize] = sum;
-            } else {
-                for (&code, &x) in codes.iter().zip(values) {
-                    sums[code as usize].add(x);
-                }
+        let parts = self.parts(context);
+        let shares = carve(&mut sums, parts.iter().map(|part| part.groups.len()));
+        context.each(parts.iter().zip(shares).collect(), |(part, sums)| {
+            for rows in part.blocks() {
+                context.check()?;
+                part.sum(&self.codes[rows.clone()], self.live.get(rows.clone()), &values[rows], sums, self.order);
             }
-        }
+            Ok(())
+        })?;
         let mean = |sum: &Sums| match sum.total {
             [_, 0.0] => 0.0,
             _ if -sum.reach[0] >= sum.reach[1] => sum.reach[1],
@@ -131,67 +130,128 @@ impl Grouping<'_> {
         })
     }
 
-    /// The second pass: each row's deviation from its group's mean, into `deviations`, and each group's sum of
-    /// squared deviations over its live rows.
+    /// The second pass, in place: each row's deviation from its group's mean, 0 for a row that does not count.
+    /// Returns each group's sum of squared deviations.
     ///
     /// # Errors
     /// Interrupted.
-    pub fn deviations(
-        &self,
-        values: &[f64],
-        mean: &[f64],
-        deviations: &mut Vec<f64>,
-        context: &Context<'_>,
-    ) -> Result<Vec<f64>, CoreError> {
+    pub fn deviations(&self, values: &mut [f64], mean: &[f64], context: &Context<'_>) -> Result<Vec<f64>, CoreError> {
         let mut groups: Vec<[f64; 2]> = mean.iter().map(|&mean| [mean, 0.0]).collect();
-        deviations.clear();
-        deviations.reserve_exact(values.len());
-        let mut buffer = [0.0; BLOCK];
-        for (at, (codes, values)) in self.codes.chunks(BLOCK).zip(values.chunks(BLOCK)).enumerate() {
-            if at % (POLL_ROWS / BLOCK) == 0 {
+        let parts = self.parts(context);
+        let shares = carve(&mut groups, parts.iter().map(|part| part.groups.len()));
+        let values = carve(values, parts.iter().map(|part| part.rows.len()));
+        context.each(parts.iter().zip(shares).zip(values).collect(), |((part, groups), values)| {
+            for (rows, values) in part.blocks().zip(values.chunks_mut(POLL_ROWS)) {
                 context.check()?;
+                part.deviate(&self.codes[rows.clone()], self.live.get(rows), values, groups, self.order);
             }
-            let live = self.live.chunks(BLOCK).nth(at).unwrap_or(&[]);
-            let buffer = &mut buffer[..values.len()];
-            if !live.is_empty() {
-                for (((d, &code), &x), &live) in buffer.iter_mut().zip(codes).zip(values).zip(live) {
-                    let group = &mut groups[code as usize];
-                    *d = if live { x - group[0] } else { 0.0 };
-                    group[1] += *d * *d;
-                }
-            } else if self.contiguous {
-                let mut last = codes[0];
-                let [mut mean, mut squares] = groups[last as usize];
-                for ((d, &code), &x) in buffer.iter_mut().zip(codes).zip(values) {
-                    if code != last {
-                        groups[last as usize][1] = squares;
-                        last = code;
-                        [mean, squares] = groups[last as usize];
-                    }
-                    *d = x - mean;
-                    squares += *d * *d;
-                }
-                groups[last as usize][1] = squares;
-            } else {
-                for ((d, &code), &x) in buffer.iter_mut().zip(codes).zip(values) {
-                    let group = &mut groups[code as usize];
-                    *d = x - group[0];
-                    group[1] += *d * *d;
-                }
-            }
-            deviations.extend_from_slice(buffer);
-        }
+            Ok(())
+        })?;
         Ok(groups.into_iter().map(|group| group[1]).collect())
     }
 
-    fn blocks<'b>(&self, values: &'b [f64]) -> impl Iterator<Item = (&'b [u32], &'b [f64])>
-    where
-        Self: 'b,
-    {
-        self.codes.chunks(POLL_ROWS).zip(values.chunks(POLL_ROWS))
+    /// The parts that threads can work on apart from each other: where codes never fall, a cut between two groups
+    /// leaves every group whole, and its rows in their order.
+    fn parts(&self, context: &Context<'_>) -> Vec<Part> {
+        let rows = self.codes.len();
+        let threads = if self.order == Order::Sorted { context.threads_for(rows) } else { 1 };
+        let mut parts = Vec::with_capacity(threads);
+        let (mut row, mut group) = (0, 0);
+        for at in 1..=threads {
+            let aim = (part_size(rows, threads) * at).clamp(row, rows);
+            let end = (aim..rows).find(|&i| i > 0 && self.codes[i] != self.codes[i - 1]).unwrap_or(rows);
+            let next = if end < rows { self.codes[end] as usize } else { self.groups };
+            parts.push(Part { rows: row..end, groups: group..next });
+            (row, group) = (end, next);
+        }
+        parts
+    }
+}
+
+/// Rows and the groups that lie in them, and in no other part.
+struct Part {
+    rows: Range<usize>,
+    groups: Range<usize>,
+}
+
+impl Part {
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let end = self.rows.end;
+        self.rows.clone().step_by(POLL_ROWS).map(move |start| start..(start + POLL_ROWS).min(end))
     }
 
-    fn live_block(&self, at: usize) -> &[bool] {
-        self.live.chunks(POLL_ROWS).nth(at).unwrap_or(&[])
+    #[inline]
+    fn group(&self, code: u32) -> usize {
+        code as usize - self.groups.start
     }
+
+    fn sum(&self, codes: &[u32], live: Option<&[bool]>, values: &[f64], sums: &mut [Sums], order: Order) {
+        let rows = codes.iter().zip(values);
+        if let Some(live) = live {
+            for ((&code, &x), _) in rows.zip(live).filter(|(_, live)| **live) {
+                sums[self.group(code)].add(x);
+            }
+        } else if order == Order::Scattered {
+            for (&code, &x) in rows {
+                sums[self.group(code)].add(x);
+            }
+        } else {
+            // The sums of the run stay in registers.
+            let mut last = self.group(codes[0]);
+            let mut sum = sums[last];
+            for (&code, &x) in rows {
+                let group = self.group(code);
+                if group != last {
+                    sums[last] = sum;
+                    last = group;
+                    sum = sums[last];
+                }
+                sum.add(x);
+            }
+            sums[last] = sum;
+        }
+    }
+
+    fn deviate(&self, codes: &[u32], live: Option<&[bool]>, values: &mut [f64], groups: &mut [[f64; 2]], order: Order) {
+        let rows = codes.iter().zip(values);
+        if let Some(live) = live {
+            for ((&code, x), &live) in rows.zip(live) {
+                let group = &mut groups[self.group(code)];
+                *x = if live { *x - group[0] } else { 0.0 };
+                group[1] += *x * *x;
+            }
+        } else if order == Order::Scattered {
+            for (&code, x) in rows {
+                let group = &mut groups[self.group(code)];
+                *x -= group[0];
+                group[1] += *x * *x;
+            }
+        } else {
+            let mut last = self.group(codes[0]);
+            let [mut mean, mut squares] = groups[last];
+            for (&code, x) in rows {
+                let group = self.group(code);
+                if group != last {
+                    groups[last][1] = squares;
+                    last = group;
+                    [mean, squares] = groups[last];
+                }
+                *x -= mean;
+                squares += *x * *x;
+            }
+            groups[last][1] = squares;
+        }
+    }
+}
+
+/// Consecutive pieces of a slice, of these lengths.
+fn carve<T>(slice: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
+    let mut rest = slice;
+    lengths
+        .map(|length| {
+            let (piece, others) = std::mem::take(&mut rest).split_at_mut(length);
+            rest = others;
+            piece
+        })
+        .collect()
 }

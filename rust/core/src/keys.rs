@@ -197,12 +197,13 @@ impl<H: Hash> Factorizer<H> {
     }
 
     fn extend_runs(&mut self, keys: &[&[u8]]) {
-        let mut last = 0;
-        for (i, &key) in keys.iter().enumerate() {
-            if i == 0 || key != keys[i - 1] {
-                last = self.find(key, H::hash(key), true);
-            }
-            self.codes.codes.push(last);
+        let mut rest = keys;
+        while let [key, others @ ..] = rest {
+            let run = 1 + others.iter().take_while(|other| *other == key).count();
+            let code = self.find(key, H::hash(key), true);
+            let rows = self.codes.codes.len() + run;
+            self.codes.codes.resize(rows, code);
+            rest = &rest[run..];
         }
     }
 

@@ -4,7 +4,7 @@
 //! run in the order of the calls and see what the earlier ones left.
 
 use crate::CoreError;
-use crate::groups::{Grouping, Stats, is_contiguous};
+use crate::groups::{Grouping, Order, Stats};
 use crate::keys::Codes;
 use crate::threads::Context;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub const LARGEST: f64 = 1e150;
 /// The rows, their groups, and what has happened to them so far.
 pub struct Rows<R> {
     codes: Arc<Codes>,
-    contiguous: bool,
+    order: Order,
     rewards: R,
     gate: Option<R>,
     pub(crate) shaped: Option<Vec<f64>>,
@@ -73,11 +73,11 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
                 return Err(CoreError::Length { column, given, expected: n });
             }
         }
-        let contiguous = is_contiguous(&codes.codes);
+        let order = Order::of(&codes.codes);
         let group_flags = vec![Flags::default(); codes.first.len()];
         let mut rows = Self {
             codes,
-            contiguous,
+            order,
             rewards,
             gate,
             shaped: None,
@@ -143,12 +143,7 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
 
     /// The groups and the live rows.
     pub fn grouping(&self) -> Grouping<'_> {
-        Grouping {
-            codes: &self.codes.codes,
-            groups: self.codes.first.len(),
-            live: &self.live,
-            contiguous: self.contiguous,
-        }
+        Grouping { codes: &self.codes.codes, groups: self.codes.first.len(), live: &self.live, order: self.order }
     }
 
     /// The outcome's statistics over the rows that are live now.

@@ -4,7 +4,6 @@ use crate::calls::{detached, error, raise, threads};
 use crate::columns::{Lengths, Numbers, codes, floats, lengths};
 use grpokit_core::CoreError;
 use grpokit_core::advantage::Estimator;
-use grpokit_core::groups::Grouping;
 use grpokit_core::keys::{Codes, combine};
 use grpokit_core::{groups, rows, shaping};
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
@@ -251,9 +250,8 @@ impl Rows {
         let rows = &mut self.rows;
         let (stats, std) = detached(py, self.threads, |context| {
             let stats = rows.outcome_stats(context)?.clone();
-            let mut deviations = Vec::new();
-            let grouping: Grouping<'_> = rows.grouping();
-            let squares = grouping.deviations(rows.outcomes(), &stats.mean, &mut deviations, context)?;
+            let mut deviations = rows.outcomes().to_vec();
+            let squares = rows.grouping().deviations(&mut deviations, &stats.mean, context)?;
             let std: Vec<f64> = (0..squares.len()).map(|group| stats.std(group, squares[group], ddof)).collect();
             Ok((stats, std))
         })?;
