@@ -125,7 +125,10 @@ ROW_SIDE = {
         (lambda: gk.register("advantages"), ["Did you mean 'advantage'?"]),
     ],
     "registered_twice": [
-        (lambda: gk.register("advantage")(dataclass(frozen=True)(type("GroupNorm", (gk.Advantage,), {}))), ["GroupNorm"])
+        (
+            lambda: gk.register("advantage")(dataclass(frozen=True)(type("GroupNorm", (gk.Advantage,), {}))),
+            ["GroupNorm"],
+        )
     ],
     "bad_registration": [
         (lambda: gk.register("advantage")(Wrong.__class__), ["frozen dataclass", "grpokit.Advantage"]),

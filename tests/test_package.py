@@ -47,7 +47,9 @@ def test_all_names_resolve():
 
 def test_the_stub_names_what_the_package_has():
     stub = Path(gk.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
-    names = {alias.asname for node in ast.walk(ast.parse(stub)) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names = {
+        alias.asname for node in ast.walk(ast.parse(stub)) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
     assert names == {*gk.__all__, "__version__"}
 
 

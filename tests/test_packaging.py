@@ -64,7 +64,9 @@ def test_an_empty_environment_with_numpy_alone(wheel, python, tmp_path):
     listed = subprocess.run([uv, "pip", "list", "--python", inside], capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in listed.splitlines()[2:]} == {"grpokit", "numpy"}
     environment = {"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error"}
-    done = subprocess.run([inside, "-c", DOOR], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [inside, "-c", DOOR], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert "no_signal               1   33.33%" in done.stdout
     # The command line says what is missing, in one line.
     trained = subprocess.run(

@@ -76,6 +76,15 @@ def _parameters(recipe):
         yield from (("extra", parameter) for parameter in fields_of(term.objective))
 
 
+def test_no_bound_survives_the_round_trip():
+    recipe = gk.recipe("rloo").replace(objective=gk.Clip(low=None, high=0.3, dual=4.0))
+    data = json.loads(json.dumps(recipe.to_dict()))
+    assert data["objective"] == {"stage": "Clip", "low": "none", "high": 0.3, "dual": 4.0}
+    assert gk.Recipe.from_dict(data) == recipe
+    assert "at most −dual" in recipe.explain()
+    assert "dual ·" not in gk.recipe("grpo").explain()
+
+
 def test_dapo_cache_is_a_fifth():
     assert gk.recipe("dapo", max_len=20_480).shape == (gk.Overlong(20_480, 4_096),)
     assert gk.recipe("dapo", max_len=24).shape == (gk.Overlong(24, 4),)

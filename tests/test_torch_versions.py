@@ -26,7 +26,7 @@ def test_the_oldest_torch_has_the_same_loss(tmp_path):
     subprocess.run([uv, "pip", "install", "-q", "--python", python, *packages], check=True)
     tests = tmp_path / "tests"
     shutil.copytree(HERE / "objective", tests / "objective", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("losses.py", "test_tokens.py", "test_batch.py", "test_mismatch.py", "test_loss.py"):
+    for name in ("losses.py", "test_tokens.py", "test_batch.py", "test_mismatch.py", "test_loss.py", "test_metrics.py"):
         shutil.copy(HERE / name, tests)
     command = [python, "-W", "error", "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
     out = subprocess.run(

@@ -1,8 +1,8 @@
 """The group path against the rivals that a user would pick, in one run; writes benches/results/group_path.{json,md}.
 
 Ours is `grpokit.process`, from the caller's table to `keep` and `advantages`, every check included. The rivals get
-columns in the form that suits them best. Ours and each rival take turns in short
-bursts and each figure is the best of its calls, so that a ratio holds while the machine's speed drifts. Results are compared before they are timed.
+columns in the form that suits them best. Ours and each rival take turns in short bursts and each figure is the best of
+its calls, so that a ratio holds while the machine's speed drifts. Results are compared before they are timed.
 
     make bench
 """
@@ -75,7 +75,11 @@ def verl(name, ids, rewards):
     """The group part alone: one token an answer, which spares verl its (N, T) broadcast."""
     scores, mask = torch.tensor(rewards, dtype=torch.float32)[:, None], torch.ones(len(rewards), 1, dtype=torch.int64)
     estimator = get_adv_estimator_fn(name)
-    return lambda: estimator(token_level_rewards=scores.clone(), response_mask=mask, index=ids)[0][:, 0].numpy()
+
+    def call():
+        return estimator(token_level_rewards=scores, response_mask=mask, index=ids)[0][:, 0].numpy()
+
+    return call
 
 
 def burst(call, times, seconds):
@@ -105,7 +109,9 @@ def pair(ours, rival, seconds):
 
 def same(name, given, expected, tolerance):
     if not np.allclose(given, expected, rtol=tolerance, atol=tolerance):
-        raise SystemExit(f"{name} disagrees by {np.abs(given - expected).max():.2e}: the bench compares different things")
+        raise SystemExit(
+            f"{name} disagrees by {np.abs(given - expected).max():.2e}: the bench compares different things"
+        )
 
 
 def cases(n, order, seed=0):
@@ -130,11 +136,14 @@ def cases(n, order, seed=0):
     same("NumPy's filter", keep, expected.keep, 0)
     same("polars", polars_pass(frame)["advantage"].to_numpy(), gk.process(frame, DAPO).advantages, 1e-9)
 
-    yield "integers", {
-        "grpokit": lambda: gk.process({"group_id": ids, **table}, GRPO),
-        "NumPy (bincount)": lambda: numpy_pass(ids, rewards),
-        "NumPy (bincount, std > 0: wrong)": lambda: numpy_pass(ids, rewards, exact=False),
-    }
+    yield (
+        "integers",
+        {
+            "grpokit": lambda: gk.process({"group_id": ids, **table}, GRPO),
+            "NumPy (bincount)": lambda: numpy_pass(ids, rewards),
+            "NumPy (bincount, std > 0: wrong)": lambda: numpy_pass(ids, rewards, exact=False),
+        },
+    )
     rivals = {"NumPy (unique)": lambda: numpy_strings(strings, rewards)}
     fast = verl("grpo_vectorized", strings, rewards)
     # verl's vectorised estimator floors the variance, which changes groups of tiny spread only.
@@ -143,11 +152,14 @@ def cases(n, order, seed=0):
     if n <= 65_536:
         rivals["verl 0.9.1 grpo (its default)"] = verl("grpo", strings, rewards)
     yield "Python strings", {"grpokit": lambda: gk.process({"group_id": strings, **table}, GRPO), **rivals}
-    yield "Arrow strings", {
-        "the whole DAPO pass": lambda: gk.process(frame, DAPO),
-        "polars, mean per group alone": lambda: polars_mean(frame),
-        "polars, the whole DAPO pass": lambda: polars_pass(frame),
-    }
+    yield (
+        "Arrow strings",
+        {
+            "the whole DAPO pass": lambda: gk.process(frame, DAPO),
+            "polars, mean per group alone": lambda: polars_mean(frame),
+            "polars, the whole DAPO pass": lambda: polars_pass(frame),
+        },
+    )
 
 
 def instructions():
@@ -170,7 +182,8 @@ def instructions():
 
 def machine():
     model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ": ?")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     packages = ("numpy", "polars", "torch", "verl")
     return {
         "cpu": model.split(":")[1].strip(),
@@ -210,11 +223,11 @@ def markdown(report):
     lines = [
         "# The group path",
         "",
-        f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {versions}; commit {about['commit']}; "
+        f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {versions}; commit {about['commit']};",
         f"`{about['command']}`. Best of bursts that take turns, in one run; the ratio is the rival's time over ours.",
         "",
-        "Ours goes from the caller's table to `keep` and `advantages` with every check. verl's estimators are called "
-        "with one token an answer, which spares them the (N, T) result. `std > 0` keeps constant groups that "
+        "Ours goes from the caller's table to `keep` and `advantages` with every check. verl's estimators are called",
+        "with one token an answer, which spares them the (N, T) result. `std > 0` keeps constant groups that",
         "rounding gives a deviation; it is shown because it is what people write.",
         "",
         "| rows | order | ids | rival | ours, ms | rival, ms | ratio |",

@@ -50,9 +50,7 @@ class Rows:
     """A batch of rollouts on its way through shaping, selection and advantages."""
 
     n: int
-    def __new__(
-        cls, groups: Groups, reward: Any, gate: Any | None = None, drop_not_finite: bool = False
-    ) -> Rows: ...
+    def __new__(cls, groups: Groups, reward: Any, gate: Any | None = None, drop_not_finite: bool = False) -> Rows: ...
     def add(self, amounts: NDArray[np.float64]) -> None: ...
     def advantages(
         self,

@@ -259,8 +259,10 @@ def _needed(owner: str, given: Mapping[str, Any], needed: list[str], example: st
 
 
 def _dump(stage: Stage) -> dict[str, Any]:
-    # None is left out, since TOML has no word for it; it is the default of every parameter that may be None.
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields_of(stage).items() if v is not None}
+    # TOML has no word for None: it is left out where it is the default, and "none" elsewhere.
+    defaults = {f.name: f.default for f in dataclasses.fields(stage)}  # type: ignore[arg-type]
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields_of(stage).items()}
+    fields = {k: "none" if v is None else v for k, v in fields.items() if v is not None or defaults[k] is not None}
     return {"stage": type(stage).__name__} | fields
 
 
@@ -271,8 +273,10 @@ def _read(name: str, value: Any) -> Any:
 def _stage(kind: str, data: Mapping[str, Any]) -> Any:
     _needed(f"a {kind} stage", data, ["stage"], '{"stage": "Clip", "low": 0.2}')
     cls = lookup(kind, data["stage"])
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "stage"}
     fields = dataclasses.fields(cls)
+    optional = [f.name for f in fields if "None" in str(f.type)]
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "stage"}
+    given = {k: None if v == "none" and k in optional else v for k, v in given.items()}
     _known(cls.__name__, given, [f.name for f in fields])
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     _needed(cls.__name__, given, required, f"{cls.__name__}({', '.join(f'{r}=...' for r in required)})")

@@ -88,7 +88,9 @@ def _without_null_type(table: Any) -> Any:
     if type(table).__module__.startswith("polars."):
         import polars as pl  # the caller's, imported already
 
-        return table.with_columns(pl.col(name).cast(pl.Boolean) for name, kind in table.schema.items() if kind == pl.Null)
+        return table.with_columns(
+            pl.col(name).cast(pl.Boolean) for name, kind in table.schema.items() if kind == pl.Null
+        )
     return table
 
 

@@ -59,7 +59,7 @@ def coefficients(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor
     Parameters
     ----------
     batch : TokenBatch
-        The constants; a part is enough unless `batch.needs_whole(recipe)`.
+        The constants; a part is enough unless it `needs_first_pass`.
     recipe : Recipe
         Its stages 5 to 7.
     current : dict of (T,) float tensors
@@ -73,14 +73,18 @@ def coefficients(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor
     ------
     InputError
         `missing_token_column`, `undeclared_column`, `stage_result`.
+    StateError
+        `not_observed`: the recipe needs the whole batch, and this is a part of it.
 
     Examples
     --------
     >>> import grpokit as gk
     >>> batch = gk.TokenBatch(targets=torch.tensor([[4, 2]]), advantages=torch.tensor([1.0]))
     >>> coefficients(batch, gk.recipe("rloo"), {"logps": torch.tensor([-1.0, -2.0])}).gradients["logps"]
-    tensor([-0.5000, -0.5000])
+    tensor([-1., -1.])
     """
+    if needs_first_pass(batch, recipe):
+        raise error("not_observed", recipe=f"recipe {recipe.name!r}")
     _check_reads(batch, recipe, current)
     with torch.enable_grad():
         leaves = {name: x.detach().requires_grad_() for name, x in current.items()}
@@ -94,6 +98,11 @@ def coefficients(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor
         wanted = [*leaves.values(), views["logps"]]
         *gradients, share = torch.autograd.grad(loss.sum(), wanted, materialize_grads=True)
     return Coefficients(loss.detach(), dict(zip(leaves, gradients, strict=True)), share, weights)
+
+
+def needs_first_pass(batch: TokenBatch, recipe: Recipe) -> bool:
+    """Whether this is a part, and the recipe needs the current policy on the whole batch."""
+    return batch.rows != batch.whole.rows and batch.needs_whole(recipe)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ KINDS: dict[str, Kind] = {
     ),
     "record_fields": Kind(
         InputError,
-        "record {row} lacks the field {field!r} that record 0 has. Give every record the same fields (None for unknown).",
+        "record {row} lacks the field {field!r} that record 0 has. Give all records the same fields (None: unknown).",
     ),
     "null_value": Kind(
         InputError,
@@ -237,7 +237,7 @@ KINDS: dict[str, Kind] = {
     ),
     "no_demonstrations": Kind(
         InputError,
-        "the task {task} has no demonstrate(rng, item), which the warm start needs. Add it, or set warm_start.steps = 0.",
+        "the task {task} has no demonstrate(rng, item), which the warm start needs. Add it, or set warm_start.steps=0.",
     ),
     "untokenizable": Kind(
         InputError,
@@ -246,7 +246,7 @@ KINDS: dict[str, Kind] = {
     ),
     "diverged": Kind(
         InputError,
-        "{what} is NaN or infinite: training has diverged. Lower learning_rate, or look at the rewards in metrics.jsonl.",
+        "{what} is NaN or infinite: training has diverged. Lower learning_rate, or see the rewards in metrics.jsonl.",
     ),
     "not_a_run": Kind(
         FileError,

@@ -56,19 +56,24 @@ class Clip(Objective):
     >>> tokens = Tokens({"log_ratio": d, "advantages": torch.tensor([1.0, 1.0, 1.0])}, torch.tensor([3]))
     >>> Clip(low=0.2, high=0.28).value(tokens).sum().backward()
     >>> d.grad
-    tensor([-1.0000, -0.0000, -0.7408])
+    tensor([-1.0000,  0.0000, -0.7408])
     """
 
     low: float | None = 0.2
     high: float | None = 0.2
     dual: float | None = None
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
-    equation: ClassVar[str] = "−min(r A, clip(r, 1 − low, 1 + high) A), at most −dual · A where A < 0"
 
     def __post_init__(self) -> None:
         check_number(self, "low", at_least=0, less_than=1, optional=True)
         check_number(self, "high", at_least=0, optional=True)
         check_number(self, "dual", more_than=1, optional=True)
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """Eq. 7, with the dual clip where there is one."""
+        dual = "" if self.dual is None else ", at most −dual · A where A < 0"
+        return f"−min(r A, clip(r, 1 − low, 1 + high) A){dual}"
 
     @property
     def breaks(self) -> Mapping[str, str]:
