@@ -106,7 +106,7 @@ def test_grpo_without_kl_has_one_term():
 
 @gk.register("advantage")
 @dataclass(frozen=True)
-class MedianBaseline(gk.Advantage):
+class GroupMedian(gk.Advantage):
     """A = R − median over the group."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"difficulty"})
@@ -145,7 +145,7 @@ ROWS = {"group_id": list("aaabb"), "reward": [0.0, 1.0, 3.0, 1.0, 0.0], "difficu
 
 def test_stages_of_another_package():
     mine = gk.recipe("grpo", beta=0.0).replace(
-        name="mine", advantage=MedianBaseline(), select=(Easy(), gk.HasSignal()), shape=(Bonus(),)
+        name="mine", advantage=GroupMedian(), select=(Easy(), gk.HasSignal()), shape=(Bonus(),)
     )
     assert gk.Recipe.from_dict(mine.to_dict()) == mine
     for rows in (ROWS, [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]):
@@ -154,7 +154,7 @@ def test_stages_of_another_package():
         assert out.counts == {"in": 5, "kept": 4, "other": 1}
         np.testing.assert_allclose(out.shaped_rewards, [0.1, 1.2, 3.9, 1.3, 0.4])
         np.testing.assert_allclose(out.advantages, [-0.55, 0.55, 0.0, 0.45, -0.45])
-    with pytest.raises(gk.InputError, match=r"MedianBaseline reads column 'difficulty', which is not there"):
+    with pytest.raises(gk.InputError, match=r"GroupMedian reads column 'difficulty', which is not there"):
         gk.process({"group_id": [1], "reward": [0.0]}, mine.replace(select=(), shape=()))
 
 

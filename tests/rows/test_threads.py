@@ -62,7 +62,7 @@ def test_other_threads_run_meanwhile(kind):
     ids = np.random.default_rng(0).integers(0, 2**60, 2_000_000)
     keys = {"integers": ids, "fixed": ids.view("S8"), "objects": None}[kind]
     if keys is None:
-        keys = [str(i) for i in range(1_000_000)]
+        keys = [str(i) for i in range(100_000)] * 50
     steps, ended = [], threading.Event()
 
     def count():
@@ -77,7 +77,8 @@ def test_other_threads_run_meanwhile(kind):
     end = time.perf_counter()
     ended.set()
     other.join()
-    assert sum(start < step < end for step in steps) >= 5
+    # A thread that waits for the interpreter asks for it after 5 ms; without a release there is no step at all.
+    assert sum(start < step < end for step in steps) >= 2
 
 
 CTRL_C = """
