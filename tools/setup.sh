@@ -43,7 +43,8 @@ dependencies() {
     [ -x .venv/bin/python ] || step "making .venv with Python $version" "$PYTHON" -m venv .venv
     [ -x .venv/bin/uv ] || step "installing uv" .venv/bin/python -m pip install --quiet "uv==$UV"
     step "installing the locked dependencies (torch among them: some GiB, the first time only)" \
-        .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+        .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes \
+        -r requirements.lock
     touch .venv/.locked
 }
 

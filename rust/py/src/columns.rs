@@ -155,8 +155,41 @@ impl grpokit_core::keys::Keys for Fixed<'_> {
     }
 }
 
-/// The interpreter is held while the bytes of some strings are in use, and given away between the blocks. `item` gives
-/// borrowed references.
+/// Rows whose ids are copied before the interpreter is given away to look them up. Giving it away for less work than
+/// this would starve other threads: they wait five milliseconds before they ask for it, and begin anew at each release.
+const CHUNK: usize = 1 << 16;
+
+/// Some ids end to end, our own.
+#[derive(Default)]
+struct Chunk {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Chunk {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    fn push(&mut self, id: &[u8]) {
+        self.bytes.extend_from_slice(id);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn blocks(&self, mut each: impl FnMut(&[&[u8]])) {
+        let mut start = 0;
+        let mut block = Vec::with_capacity(BLOCK);
+        for ends in self.ends.chunks(BLOCK) {
+            block.clear();
+            block.extend(ends.iter().map(|&end| &self.bytes[std::mem::replace(&mut start, end)..end]));
+            each(&block);
+        }
+    }
+}
+
+/// The interpreter is held while ids are read, and given away while they are looked up. `item` gives borrowed
+/// references.
 fn object_codes(
     py: Python<'_>,
     rows: usize,
@@ -171,21 +204,18 @@ fn object_codes(
         return detached(py, threads, |context| factorize_integers(&ids, context));
     }
     let mut groups: Factorizer = Factorizer::new(rows);
-    let mut block: Vec<&[u8]> = Vec::with_capacity(BLOCK);
-    for (at, start) in (0..rows).step_by(BLOCK).enumerate() {
-        if at % 4 == 3 {
-            py.detach(|| ());
-            py.check_signals()?;
+    let mut chunk = Chunk::default();
+    for start in (0..rows).step_by(CHUNK) {
+        chunk.clear();
+        for row in start..(start + CHUNK).min(rows) {
+            // SAFETY: as above; the bytes are copied at once.
+            match unsafe { utf8(item(row)) } {
+                Some(bytes) => chunk.push(bytes),
+                None => chunk.push(other_bytes(py, &bound(row)?, row)?.as_bytes()),
+            }
         }
-        block.clear();
-        for row in start..(start + BLOCK).min(rows) {
-            // SAFETY: as above; the bytes are used before the interpreter is given away, and copied by `extend`.
-            block.push(match unsafe { utf8(item(row)) } {
-                Some(bytes) => bytes,
-                None => other_bytes(py, &bound(row)?, row)?,
-            });
-        }
-        groups.extend(&block);
+        py.detach(|| chunk.blocks(|block| groups.extend(block)));
+        py.check_signals()?;
     }
     Ok(groups.finish())
 }
@@ -209,12 +239,11 @@ fn is_text(item: &Bound<'_, PyAny>) -> bool {
     item.is_instance_of::<PyString>() || item.is_instance_of::<PyBytes>()
 }
 
-/// The bytes of a `bytes` object among the ids.
-fn other_bytes<'a>(py: Python<'_>, item: &Bound<'_, PyAny>, row: usize) -> PyResult<&'a [u8]> {
+/// A `bytes` object among the ids.
+fn other_bytes<'a, 'py>(py: Python<'py>, item: &'a Bound<'py, PyAny>, row: usize) -> PyResult<&'a Bound<'py, PyBytes>> {
     let failure = PyErr::take(py);
     match item.cast::<PyBytes>() {
-        // SAFETY: as for `utf8`: the object is held by its container while the interpreter is held.
-        Ok(bytes) => Ok(unsafe { std::slice::from_raw_parts(bytes.as_bytes().as_ptr(), bytes.as_bytes().len()) }),
+        Ok(bytes) => Ok(bytes),
         Err(_) if item.is_instance_of::<PyString>() => Err(failure.unwrap_or_else(|| bad_key(item, row))),
         Err(_) => Err(bad_key(item, row)),
     }
