@@ -4,7 +4,7 @@ use crate::CoreError;
 use crate::groups::has_signal;
 use crate::keys::Codes;
 use crate::rows::Rows;
-use crate::threads::{Context, part_size};
+use crate::threads::{Context, PARALLEL_ROWS, part_size};
 
 /// How advantages are estimated. `R` is the shaped reward, mean and std are its group's over the live rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,7 +80,7 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         };
         let factors: Vec<f64> = (0..stats.n.len()).map(factor).collect();
         let divide = matches!(estimator, Estimator::GroupNorm { .. });
-        let size = part_size(advantages.len(), context.threads_for(advantages.len()));
+        let size = part_size(advantages.len(), context.threads_for(advantages.len(), PARALLEL_ROWS));
         let parts = advantages.chunks_mut(size).zip(self.codes().codes.chunks(size)).collect();
         context.each(parts, |(advantages, codes)| {
             apply(advantages, codes, &factors, divide);

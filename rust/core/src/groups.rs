@@ -154,7 +154,7 @@ impl Grouping<'_> {
     /// leaves every group whole, and its rows in their order.
     fn parts(&self, context: &Context<'_>) -> Vec<Part> {
         let rows = self.codes.len();
-        let threads = if self.order == Order::Sorted { context.threads_for(rows) } else { 1 };
+        let threads = if self.order == Order::Sorted { context.threads_for(rows, PARALLEL_ROWS) } else { 1 };
         let mut parts = Vec::with_capacity(threads);
         let (mut row, mut group) = (0, 0);
         for at in 1..=threads {

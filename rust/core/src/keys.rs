@@ -113,32 +113,13 @@ pub fn factorize_bytes<K: Keys + ?Sized>(keys: &K, context: &Context<'_>) -> Res
 }
 
 fn factorize_with<K: Keys + ?Sized, H: Hash>(keys: &K, context: &Context<'_>) -> Result<Codes, CoreError> {
-    let rows = keys.len();
-    check_rows(rows)?;
-    let size = part_size(rows, context.threads_for(rows));
-    let parts: Vec<_> = (0..rows).step_by(size).map(|start| start..(start + size).min(rows)).collect();
-    let parts = context.each(parts, |part| {
-        // The first part is the one that the others are merged into.
-        let mut groups = Factorizer::<H>::new(if part.start == 0 { rows } else { part.len() });
-        let mut block = Vec::with_capacity(BLOCK);
-        for start in part.clone().step_by(BLOCK) {
-            if (start - part.start) % POLL_ROWS == 0 {
-                context.check()?;
-            }
-            block.clear();
-            keys.fill(start..(start + BLOCK).min(part.end), &mut block);
-            groups.extend(&block);
-        }
-        Ok(groups)
-    })?;
-    // Each part numbers its groups by first appearance, so merging the parts in order keeps that for the whole.
-    let mut parts = parts.into_iter();
-    let Some(mut all) = parts.next() else { return Ok(Codes::default()) };
-    for part in parts {
-        all.merge(&part);
-    }
-    Ok(all.codes)
+    let mut groups = Factorizer::<H>::new(keys.len());
+    groups.extend_all(keys, context)?;
+    Ok(groups.codes)
 }
+
+/// From that many string ids on, looking them up is worth threads.
+pub const PARALLEL_IDS: usize = 1 << 15;
 
 /// The most rows that [`Factorizer::extend`] works on at a time.
 pub const BLOCK: usize = 2048;
@@ -167,6 +148,37 @@ impl<H: Hash> Factorizer<H> {
     #[must_use]
     pub fn finish(self) -> Codes {
         self.codes
+    }
+
+    /// The next rows, any number of them.
+    ///
+    /// # Errors
+    /// Too many rows, or interrupted.
+    pub fn extend_all<K: Keys + ?Sized>(&mut self, keys: &K, context: &Context<'_>) -> Result<(), CoreError> {
+        let rows = keys.len();
+        check_rows(self.codes.codes.len() + rows)?;
+        let size = part_size(rows, context.threads_for(rows, PARALLEL_IDS));
+        let mut mine = Some(&mut *self);
+        let parts = (0..rows).step_by(size).map(|start| (mine.take(), start..(start + size).min(rows))).collect();
+        let others = context.each(parts, |(mine, part)| {
+            let mut other = mine.is_none().then(|| Self::new(part.len()));
+            let Some(groups) = mine.or(other.as_mut()) else { return Ok(None) };
+            let mut block = Vec::with_capacity(BLOCK);
+            for start in part.clone().step_by(BLOCK) {
+                if (start - part.start) % POLL_ROWS == 0 {
+                    context.check()?;
+                }
+                block.clear();
+                keys.fill(start..(start + BLOCK).min(part.end), &mut block);
+                groups.extend(&block);
+            }
+            Ok(other)
+        })?;
+        // Each part numbers its groups by first appearance, so merging the parts in order keeps that for the whole.
+        for other in others.into_iter().flatten() {
+            self.merge(&other);
+        }
+        Ok(())
     }
 
     /// The next rows, at best [`BLOCK`] of them.

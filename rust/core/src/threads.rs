@@ -1,12 +1,12 @@
 //! How many threads, how work is spread over them, and how a long call is stopped.
 //!
 //! Threads are scoped: they live for one call, so a forked child inherits no pool to rebuild and no lock to wait for.
-//! Starting one costs some 20 µs, which is why work below [`PARALLEL_ROWS`] stays on the caller's thread.
+//! Starting one costs some 20 µs, which is why short work stays on the caller's.
 
 use crate::CoreError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Below this many rows a call runs on the caller's thread.
+/// Below this many rows, arithmetic runs on the caller's thread.
 pub const PARALLEL_ROWS: usize = 1 << 19;
 
 /// Rows between two looks at whether the caller wants to stop.
@@ -25,9 +25,9 @@ impl<'a> Context<'a> {
         Self { threads: threads.max(1), poll, stopped: AtomicBool::new(false) }
     }
 
-    /// Threads worth using for that many rows.
-    pub fn threads_for(&self, rows: usize) -> usize {
-        if rows < PARALLEL_ROWS { 1 } else { self.threads }
+    /// The threads to use for that many rows, which are worth more than one from `enough` on.
+    pub fn threads_for(&self, rows: usize, enough: usize) -> usize {
+        if rows < enough { 1 } else { self.threads }
     }
 
     /// # Errors

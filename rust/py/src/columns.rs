@@ -6,7 +6,7 @@ use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::DataType;
-use grpokit_core::keys::{BLOCK, Codes, Factorizer, check_rows, factorize_bytes, factorize_integers};
+use grpokit_core::keys::{BLOCK, Codes, Factorizer, Keys, check_rows, factorize_bytes, factorize_integers};
 use numpy::{Element, PyArray1, PyReadonlyArray1};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -145,7 +145,7 @@ struct Fixed<'a> {
     rows: usize,
 }
 
-impl grpokit_core::keys::Keys for Fixed<'_> {
+impl Keys for Fixed<'_> {
     fn len(&self) -> usize {
         self.rows
     }
@@ -176,15 +176,16 @@ impl Chunk {
         self.bytes.extend_from_slice(id);
         self.ends.push(self.bytes.len());
     }
+}
 
-    fn blocks(&self, mut each: impl FnMut(&[&[u8]])) {
-        let mut start = 0;
-        let mut block = Vec::with_capacity(BLOCK);
-        for ends in self.ends.chunks(BLOCK) {
-            block.clear();
-            block.extend(ends.iter().map(|&end| &self.bytes[std::mem::replace(&mut start, end)..end]));
-            each(&block);
-        }
+impl Keys for Chunk {
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn fill<'a>(&'a self, rows: std::ops::Range<usize>, block: &mut Vec<&'a [u8]>) {
+        let mut start = if rows.start == 0 { 0 } else { self.ends[rows.start - 1] };
+        block.extend(self.ends[rows].iter().map(|&end| &self.bytes[std::mem::replace(&mut start, end)..end]));
     }
 }
 
@@ -214,7 +215,7 @@ fn object_codes(
                 None => chunk.push(other_bytes(py, &bound(row)?, row)?.as_bytes()),
             }
         }
-        py.detach(|| chunk.blocks(|block| groups.extend(block)));
+        detached(py, threads, |context| groups.extend_all(&chunk, context))?;
         py.check_signals()?;
     }
     Ok(groups.finish())
@@ -283,7 +284,7 @@ fn dictionary_codes(py: Python<'_>, data: &ArrowColumn, column: &str, threads: u
         let values = chunk.as_any_dictionary().values();
         let text: Option<Vec<Vec<u8>>> = strings_of(values).map(|keys| {
             let mut block = Vec::new();
-            grpokit_core::keys::Keys::fill(&keys, 0..values.len(), &mut block);
+            keys.fill(0..values.len(), &mut block);
             block.into_iter().map(<[u8]>::to_vec).collect()
         });
         let Some(text) = text else {
