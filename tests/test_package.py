@@ -53,12 +53,6 @@ def test_the_stub_names_what_the_package_has():
     assert names == {*gk.__all__, "__version__"}
 
 
-def test_release_build():
-    from grpokit import _native
-
-    assert not _native.DEBUG, "the extension is a debug build: 'make setup' builds it in release mode"
-
-
 def test_reference_stands_alone():
     """The reference and the kernels import nothing else of grpokit."""
     root = Path(gk.__file__).parent

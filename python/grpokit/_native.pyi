@@ -5,7 +5,6 @@ from numpy.typing import NDArray
 
 __all__ = ["ArrowColumn", "Groups", "Rows", "Table"]
 
-DEBUG: bool
 __version__: str
 
 _Statistics = tuple[

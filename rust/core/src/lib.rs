@@ -22,6 +22,7 @@ pub mod groups;
 pub mod keys;
 pub mod rows;
 pub mod shaping;
+mod table;
 pub mod threads;
 
 pub use error::CoreError;

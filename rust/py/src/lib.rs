@@ -26,12 +26,17 @@ mod _native {
     use super::arrow::{ArrowColumn, Table};
     #[pymodule_export]
     use super::rows::{Groups, Rows};
+    use pyo3::exceptions::PyRuntimeWarning;
     use pyo3::prelude::*;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        module.add("DEBUG", cfg!(debug_assertions))?;
+        if cfg!(debug_assertions) {
+            let message =
+                c"grpokit's extension is a debug build, slow and large; `make setup` builds it in release mode";
+            PyErr::warn(module.py(), &module.py().get_type::<PyRuntimeWarning>(), message, 1)?;
+        }
         module.add("__all__", ["ArrowColumn", "Groups", "Rows", "Table"])
     }
 }
