@@ -6,7 +6,7 @@
 
 use crate::CoreError;
 use crate::table::{Arena, Folded, Hash, Table, mix};
-use crate::threads::{Context, POLL_ROWS, part_size};
+use crate::threads::{Context, PARALLEL_ROWS, POLL_ROWS, part_size};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -119,7 +119,15 @@ fn factorize_with<K: Keys + ?Sized, H: Hash>(keys: &K, context: &Context<'_>) ->
     Ok(groups.codes)
 }
 
-/// From that many string ids on, looking them up is worth threads.
+/// Ids that are looked at to see how the rest lie.
+const SAMPLE: usize = 128;
+
+/// Whether most ids are those of the row before.
+fn in_runs(sample: &[&[u8]]) -> bool {
+    sample.windows(2).filter(|pair| pair[0] == pair[1]).count() * 2 > sample.len()
+}
+
+/// From that many scattered ids on, looking them up is worth threads.
 pub const PARALLEL_IDS: usize = 1 << 15;
 
 /// The most rows that [`Factorizer::extend`] works on at a time.
@@ -158,7 +166,10 @@ impl<H: Hash> Factorizer<H> {
     pub fn extend_all<K: Keys + ?Sized>(&mut self, keys: &K, context: &Context<'_>) -> Result<(), CoreError> {
         let rows = keys.len();
         check_rows(self.codes.codes.len() + rows)?;
-        let size = part_size(rows, context.threads_for(rows, PARALLEL_IDS));
+        let mut block = Vec::new();
+        keys.fill(0..rows.min(SAMPLE), &mut block);
+        let enough = if in_runs(&block) { PARALLEL_ROWS } else { PARALLEL_IDS };
+        let size = part_size(rows, context.threads_for(rows, enough));
         let mut mine = Some(&mut *self);
         let parts = (0..rows).step_by(size).map(|start| (mine.take(), start..(start + size).min(rows))).collect();
         let others = context.each(parts, |(mine, part)| {
@@ -184,9 +195,7 @@ impl<H: Hash> Factorizer<H> {
 
     /// The next rows, at best [`BLOCK`] of them.
     pub fn extend(&mut self, keys: &[&[u8]]) {
-        let sample = &keys[..keys.len().min(128)];
-        let repeats = sample.windows(2).filter(|pair| pair[0] == pair[1]).count();
-        if self.exact || repeats * 2 > sample.len() {
+        if self.exact || in_runs(&keys[..keys.len().min(SAMPLE)]) {
             return self.extend_runs(keys);
         }
         // Hits are taken by their tag and compared afterwards, all at once: a loop of loads that wait for nothing.
