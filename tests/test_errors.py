@@ -35,6 +35,7 @@ ROW_SIDE = {
         (lambda: gk.process(pa.table(ROWS), "dapo", max_len=9), ["Overlong", "'response_len'", "columns="]),
         (lambda: gk.process(ROWS, "grpo", columns={"reward": "score"}), ["'score'", "'group_id', 'reward'"]),
         (lambda: gk.process(ROWS, "grpo", version=3), ["version_min"]),
+        (lambda: gk.process(ROWS, "grpo", columns={"gate": "scoer"}), ["'scoer'", "columns={'gate': ...}"]),
         (lambda: gk.advantages([1.0], gk.group([1]), gk.GlobalNorm(0, 0.0)), ["response_len"]),
     ],
     "column_length": [
@@ -45,7 +46,12 @@ ROW_SIDE = {
     ],
     "column_type": [
         (lambda: gk.process(ROWS | {"reward": [0.0, "x"]}, "grpo"), ["'reward'", "str in row 1", "None"]),
-        (lambda: gk.process(ROWS | {"reward": np.array(["x", "y"])}, "grpo"), ["'reward'", "str in row 0"]),
+        (lambda: gk.process(ROWS | {"reward": np.array(["x", "y"])}, "grpo"), ["'reward'", "dtype <U1"]),
+        (lambda: gk.process(ROWS | {"reward": np.array([1, 2], "M8[ns]")}, "grpo"), ["'reward'", "datetime64"]),
+        (lambda: gk.process(pa.table(ROWS | {"step": ["a", "b"]}), "grpo"), ["'step'", "integers"]),
+        (lambda: gk.process(pa.table(ROWS | {"version_min": [0.5, 1.5]}), "grpo", version=3), ["'version_min'"]),
+        (lambda: gk.overlong_penalty([[1], [2, 3]], max_len=9, cache=2), ["lists of different lengths"]),
+        (lambda: gk.overlong_penalty(np.array([2**63], np.uint64), max_len=9, cache=2), ["beyond int64"]),
         (lambda: gk.process(pa.table(ROWS | {"reward": ["x", "y"]}), "grpo"), ["'reward'", "Utf8"]),
         (lambda: gk.process(pa.table(ROWS | {"group_id": [0.5, 1.5]}), "grpo"), ["group_id", "Float64"]),
         (lambda: gk.process(ROWS | {"response_len": [1.5, 2.0]}, "dapo", max_len=9), ["response_len", "float64"]),
@@ -55,12 +61,30 @@ ROW_SIDE = {
     "column_shape": [
         (lambda: gk.process(ROWS | {"reward": np.zeros((2, 3))}, "grpo"), ["(2, 3)"]),
         (lambda: gk.process(ROWS | {"reward": 1.0}, "grpo"), ["()"]),
+        (lambda: gk.overlong_penalty([[1], [2]], max_len=9, cache=2), ["(2, 1)"]),
     ],
-    "table_type": [(lambda: gk.process(7, "grpo"), ["int", "__arrow_c_stream__"])],
+    "duplicate_column": [
+        (
+            lambda: gk.process(pa.Table.from_arrays([[1], [1], [0.0]], ["group_id", "group_id", "reward"]), "grpo"),
+            ["2 columns named 'group_id'"],
+        )
+    ],
+    "table_type": [
+        (lambda: gk.process(pa.chunked_array([[1]]), "grpo"), ["ChunkedArray"]),
+        (lambda: gk.process(7, "grpo"), ["int", "__arrow_c_stream__"]),
+    ],
     "record_fields": [(lambda: gk.process([{"group_id": 1, "reward": 0.0}, {"group_id": 1}], "grpo"), ["record 1"])],
     "null_value": [
         (lambda: gk.process(pa.table(ROWS | {"group_id": [1, None]}), "grpo"), ["group_id", "1 rows", "[1]"]),
         (lambda: gk.process(ROWS | {"response_len": [None, 3]}, "dapo", max_len=9), ["response_len", "[0]"]),
+        (lambda: gk.group(np.ma.array([1, 2], mask=[False, True])), ["1 rows", "[1]"]),
+        (lambda: gk.overlong_penalty(np.ma.array([1, 2], mask=[True, False]), max_len=9, cache=2), ["[0]"]),
+        (
+            lambda: gk.process(
+                ROWS | {"finish": ["stop", None]}, gk.recipe("grpo").replace(select=(gk.NotTruncated(),))
+            ),
+            ["'finish'", "[1]"],
+        ),
         (
             lambda: gk.process(pa.table(ROWS | {"response_len": [None, 3]}), "dapo", max_len=9),
             ["response_len", "[0]"],
@@ -82,14 +106,24 @@ ROW_SIDE = {
     "too_large": [(lambda: gk.process(ROWS | {"reward": [0.0, 1e200]}, "grpo"), ["row 1", "1e150"])],
     "too_many_rows": [(lambda: gk.group(np.broadcast_to(np.int64(1), 2**32)), ["4294967296 rows", "whole groups"])],
     "negative_length": [
+        (
+            lambda: gk.process(
+                pa.table(ROWS | {"response_len": [-3, 4]}), gk.recipe("rloo").replace(select=(gk.NotTruncated(5),))
+            ),
+            ["row 0", "-3"],
+        ),
         (lambda: gk.overlong_penalty([3, -1], max_len=9, cache=2), ["row 1", "-1"]),
         (lambda: gk.advantages([1.0], gk.group([1]), gk.GlobalNorm(0, 0.0), response_len=[-2]), ["-2"]),
     ],
     "zero_weight": [
         (lambda: gk.advantages([1.0], gk.group([1]), gk.GlobalNorm(0, 0.0), response_len=[0]), ["batch number 0"])
     ],
-    "unknown_recipe": [(lambda: gk.recipe("dappo"), ["Did you mean 'dapo'?", "grpo, dr_grpo"])],
+    "unknown_recipe": [
+        (lambda: gk.recipe("dappo"), ["Did you mean 'dapo'?", "grpo, dr_grpo"]),
+        (lambda: gk.recipe(None), ["'None'"]),
+    ],
     "unknown_parameter": [
+        (lambda: gk.process(ROWS, "grpo", columns={"groupid": "uid"}), ["'groupid'", "Did you mean 'group_id'?"]),
         (lambda: gk.recipe("dapo", max_length=9), ["'max_length'", "Did you mean 'max_len'?"]),
         (lambda: gk.recipe("grpo").replace(objektive=None), ["Did you mean 'objective'?"]),
         (lambda: gk.Recipe.from_dict({"nam": "x"}), ["Did you mean 'name'?"]),
@@ -110,6 +144,22 @@ ROW_SIDE = {
         (lambda: gk.recipe("grpo").replace(ratio="new"), ["'new'", "rollout"]),
         (lambda: gk.process(ROWS, gk.recipe("rloo"), beta=1), ["beta"]),
         (lambda: gk.process(ROWS, 3), ["recipe=3"]),
+        (lambda: gk.process(ROWS, "grpo", version="5"), ["version='5'"]),
+        (lambda: gk.process(ROWS, "grpo", columns="x"), ["columns='x'"]),
+        (lambda: gk.process(ROWS, "grpo", columns={"reward": ["a", "b"]}), ["columns: reward=['a', 'b']"]),
+        (lambda: gk.process(ROWS, "grpo", columns={"group_id": []}), ["composite key"]),
+        (lambda: gk.recipe("dapo", max_len="20480"), ["max_len='20480'"]),
+        (lambda: gk.recipe("grpo", beta="x"), ["scale='x'"]),
+        (lambda: gk.recipe("grpo", beta=float("nan")), ["scale=nan"]),
+        (lambda: gk.GroupNorm(1, -1.0), ["eps=-1.0"]),
+        (lambda: gk.Term(gk.KL(), 1.0, [gk.TIS()]), ["weigh", "tuple of Correct"]),
+        (lambda: gk.advantages([1.0], gk.group([1]), "rloo"), ["estimator='rloo'"]),
+        (lambda: gk.group_stats([1.0], gk.group([1]), ddof="1"), ["ddof='1'"]),
+        (lambda: gk.Recipe.from_dict(None), ["None", "a dict"]),
+        (lambda: gk.Recipe.from_dict(gk.recipe("rloo").to_dict() | {"papers": "DAPO"}), ["papers='DAPO'", "a list"]),
+        (lambda: gk.Recipe.from_dict(gk.recipe("rloo").to_dict() | {"advantage": None}), ["advantage=None", "stage"]),
+        (lambda: gk.Recipe.from_dict(gk.recipe("rloo").to_dict() | {"select": {}}), ["select={}", "a list"]),
+        (lambda: gk.Recipe.from_dict(gk.recipe("rloo").to_dict() | {"name": 5}), ["name=5", "a str"]),
         (lambda: gk.HasSignal(-1.0), ["tolerance=-1.0"]),
         (lambda: gk.NotTruncated(stats="some"), ["'keep'"]),
         (lambda: gk.GroupNorm(eps=float("nan")), ["eps=nan"]),
@@ -138,16 +188,22 @@ ROW_SIDE = {
     "stage_result": [
         (lambda: wrong(np.zeros(3)), ["Wrong", "shape (3,)", "(2,)"]),
         (lambda: wrong(np.array([0.0, np.nan])), ["nan in row 1"]),
+        (lambda: wrong(np.array([0.0, 1e300])), ["1e+300 in row 1"]),
         (lambda: wrong(["a", "b"]), ["dtype <U1"]),
     ],
     "bad_keys": [
         (lambda: gk.group([1.5, 2.5]), ["float in row 0"]),
         (lambda: gk.group(["a", 3]), ["int in row 1"]),
+        (lambda: gk.group(["a", b"a"]), ["bytes in row 1"]),
+        (lambda: gk.group([b"a", "a"]), ["str in row 1"]),
+        (lambda: gk.group(["a", "\ud800"]), ["not valid Unicode in row 1"]),
         (lambda: gk.group([1, "a"]), ["str in row 1"]),
         (lambda: gk.group(np.array([1.5])), ["float64"]),
         (lambda: gk.group([("a", 1)]), ["tuple in row 0"]),
     ],
-    "bad_threads": [(lambda: gk.group([1], threads=0), ["threads is '0'", "1 or more"])],
+    "bad_threads": [
+        (lambda given=given: gk.group([1], threads=given), ["1 or more"]) for given in (0, -1, "2", 2.5, True)
+    ],
 }
 
 

@@ -445,3 +445,9 @@ def test_a_weight_of_the_wrong_shape_is_told():
         losses.from_logps(LOGPS, BATCH, recipe(correct=(Short(),)))
     assert caught.value.kind == "stage_result"
     assert "Short" in str(caught.value)
+
+
+def test_a_recipe_is_asked_for_and_not_its_name():
+    d = table(0)
+    with pytest.raises(gk.InputError, match=r"recipe='dapo'; expected a grpokit.Recipe"):
+        losses.from_logps(d["logps"], padded(d), "dapo")

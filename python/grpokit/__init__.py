@@ -28,11 +28,17 @@ __all__ = [*(name for name in _MODULE_OF if not name.startswith("_")), *_MODULES
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"grpokit.{name}")
-    if name not in _MODULE_OF:
+    if name not in _MODULE_OF and name not in _MODULES:
         raise AttributeError(f"module 'grpokit' has no attribute {name!r}")
-    value = getattr(import_module(f"grpokit.{_MODULE_OF[name]}"), name)
+    try:
+        module = import_module(f"grpokit.{_MODULE_OF.get(name, name)}")
+    except ModuleNotFoundError as problem:
+        if problem.name != "torch":
+            raise
+        from .errors import error
+
+        raise error("missing_extra", what=f"grpokit.{name}", package="torch", extra="loss") from None
+    value = getattr(module, name) if name in _MODULE_OF else module
     globals()[name] = value
     return value
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .aggregate import TokenMean
 from .errors import error, nearest
+from .parameters import check_number
 from .stages import REGISTRY, Advantage, Aggregate, Correct, Objective, Select, Shape, Stage, fields_of, load, lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _STAGES = {
     "shape": "shape",
@@ -51,6 +53,12 @@ class Term:
     scale: float = 1.0
     weigh: tuple[Correct, ...] = ()
     aggregate: Aggregate = field(default_factory=TokenMean)
+
+    def __post_init__(self) -> None:
+        _check("Term", "objective", self.objective, Objective)
+        check_number(self, "scale")
+        _check_all("Term", "weigh", self.weigh, Correct)
+        _check("Term", "aggregate", self.aggregate, Aggregate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +110,11 @@ class Recipe:
     leaves_out: str = ""
 
     def __post_init__(self) -> None:
-        for name, one in (("advantage", Advantage), ("objective", Objective), ("aggregate", Aggregate)):
-            _check(name, getattr(self, name), one)
-        for name, many in (("shape", Shape), ("select", Select), ("correct", Correct), ("extra", Term)):
-            value = getattr(self, name)
-            if not isinstance(value, tuple):
-                expected = f"a tuple of {many.__name__}"
-                raise error("bad_parameter", owner="Recipe", name=name, given=value, expected=expected)
-            for stage in value:
-                _check(name, stage, many)
+        for name, one in (("advantage", Advantage), ("objective", Objective), ("aggregate", Aggregate), ("name", str)):
+            _check("Recipe", name, getattr(self, name), one)
+        many = {"shape": Shape, "select": Select, "correct": Correct, "extra": Term, "papers": str}
+        for name, kind in many.items():
+            _check_all("Recipe", name, getattr(self, name), kind)
         for name, choices in (("ratio", ("old", "rollout")), ("not_finite", ("error", "drop"))):
             if getattr(self, name) not in choices:
                 raise error(
@@ -178,13 +182,14 @@ class Recipe:
         _needed("Recipe", data, ["name", "advantage", "objective"], 'Recipe.from_dict({"name": "mine", ...})')
         read = {name: _read(name, value) for name, value in data.items() if name in _STAGES}
         terms = []
-        for entry in data.get("extra", ()):
+        for entry in _listed("extra", data.get("extra", [])):
             _known("Term", entry, [f.name for f in dataclasses.fields(Term)])
             _needed("Term", entry, ["objective"], 'extra = [{"objective": {"stage": "KL"}, "scale": 0.04}]')
             terms.append(Term(**{k: _read(k, v) if k in _STAGES else v for k, v in entry.items()}))
         rest = {name: value for name, value in data.items() if name in ("name", "ratio", "not_finite", "leaves_out")}
-        papers, sources = tuple(data.get("papers", ())), tuple(dict(data.get("sources", {})).items())
-        return cls(**read, **rest, extra=tuple(terms), papers=papers, sources=sources)
+        papers, sources = tuple(_listed("papers", data.get("papers", []))), data.get("sources", {})
+        _known("sources", sources, list(sources))
+        return cls(**read, **rest, extra=tuple(terms), papers=papers, sources=tuple(sources.items()))
 
     def explain(self) -> str:
         """The stages in order, the equation, every number and where it is from."""
@@ -217,6 +222,8 @@ def recipe(name: str, /, **parameters: Any) -> Recipe:
     (Overlong(max_len=20480, cache=4096),)
     """
     make: Callable[..., Recipe] = lookup("recipe", name)
+    # A NumPy number is taken for what it is worth.
+    parameters = {k: v.item() if hasattr(v, "dtype") and v.ndim == 0 else v for k, v in parameters.items()}
     signature = inspect.signature(make)
     known = list(signature.parameters)
     owner = f"recipe({name!r})"
@@ -239,17 +246,26 @@ def recipe_names() -> dict[str, str]:
     return {name: (make.__doc__ or "").split("\n")[0].rstrip(".") for name, make in REGISTRY["recipe"].items()}
 
 
-def _check(name: str, value: Any, expected: type) -> None:
+def _check(owner: str, name: str, value: Any, expected: type) -> None:
     if not isinstance(value, expected):
-        raise error("bad_parameter", owner="Recipe", name=name, given=value, expected=f"a grpokit.{expected.__name__}")
+        kind = "a str" if expected is str else f"a grpokit.{expected.__name__}"
+        raise error("bad_parameter", owner=owner, name=name, given=value, expected=kind)
+
+
+def _check_all(owner: str, name: str, values: Any, expected: type) -> None:
+    if not isinstance(values, tuple):
+        raise error("bad_parameter", owner=owner, name=name, given=values, expected=f"a tuple of {expected.__name__}")
+    for value in values:
+        _check(owner, name, value, expected)
 
 
 def _known(owner: str, given: Mapping[str, Any], known: list[str]) -> None:
+    if not isinstance(given, Mapping):
+        raise error("bad_parameter", owner=owner, name="fields", given=given, expected="a dict of them by name")
     for name in given:
         if name not in known:
-            raise error(
-                "unknown_parameter", owner=owner, given=name, nearest=nearest(name, known), known=", ".join(known)
-            )
+            words = ", ".join(known) or "none"
+            raise error("unknown_parameter", owner=owner, given=name, nearest=nearest(str(name), known), known=words)
 
 
 def _needed(owner: str, given: Mapping[str, Any], needed: list[str], example: str) -> None:
@@ -267,11 +283,21 @@ def _dump(stage: Stage) -> dict[str, Any]:
 
 
 def _read(name: str, value: Any) -> Any:
-    return tuple(_stage(_STAGES[name], v) for v in value) if name in _MANY else _stage(_STAGES[name], value)
+    if name in _MANY:
+        return tuple(_stage(_STAGES[name], v) for v in _listed(name, value))
+    return _stage(_STAGES[name], value)
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise error("bad_parameter", owner="from_dict", name=name, given=value, expected="a list")
+    return list(value)
 
 
 def _stage(kind: str, data: Mapping[str, Any]) -> Any:
-    _needed(f"a {kind} stage", data, ["stage"], '{"stage": "Clip", "low": 0.2}')
+    if not isinstance(data, Mapping) or "stage" not in data:
+        expected = '{"stage": NAME, ...}, a dict with the name of the stage'
+        raise error("bad_parameter", owner="from_dict", name=kind, given=data, expected=expected)
     cls = lookup(kind, data["stage"])
     fields = dataclasses.fields(cls)
     optional = [f.name for f in fields if "None" in str(f.type)]

@@ -7,6 +7,8 @@ core reads all three; this module finds them by name and refuses what cannot be 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ Column = NDArray[Any] | list[Any] | ArrowColumn
 Names = Mapping[str, str | Sequence[str]]
 
 
+WORDS = ("group_id", "reward", "gate", "step", "response_len", "finish", "version_min")
+
+
 class Source:
     """The columns of a table of rollouts, by their names in grpokit's words.
 
@@ -28,15 +33,18 @@ class Source:
         Anything with `__arrow_c_stream__`, a mapping of names to arrays or lists, or records.
     names : mapping of str to str or list of str
         The table's own names, by grpokit's; several for a composite key.
+    words : sequence of str
+        Further columns of grpokit's, those that the recipe's stages read.
     """
 
-    def __init__(self, rollouts: Any, names: Names | None = None) -> None:
-        self.names = dict(names or {})
-        self.known, self._get = _open(rollouts)
+    def __init__(self, rollouts: Any, names: Names | None = None, words: Sequence[str] = ()) -> None:
+        self.names = _checked(names or {}, words)
+        self.known, self._get = _open(rollouts, [*WORDS, *words])
         self.lengths: dict[str, int] = {}
 
     def __contains__(self, column: str) -> bool:
-        return all(name in self.known for name in self._theirs(column))
+        """Whether the table has it; a name that the caller gave for it must be there."""
+        return column in self.names or column in self.known
 
     def get(self, column: str, reader: str) -> Column:
         """The column of that name, checked to be as long as the others read so far."""
@@ -48,8 +56,10 @@ class Source:
         for name in self._theirs(column):
             if name not in self.known:
                 given = ", ".join(map(repr, self.known)) or "no column"
-                context = {"reader": reader, "column": name, "given": given}
+                context = {"reader": reader, "column": name, "word": column, "given": given}
                 raise error("missing_column", nearest=nearest(name, self.known), **context)
+            if self.known.count(name) > 1:
+                raise error("duplicate_column", count=self.known.count(name), column=name)
             data = as_column(name, self._get(name))
             self._check_length(name, len(data))
             found.append(data)
@@ -67,14 +77,34 @@ class Source:
         self.lengths[name] = length
 
 
-def _open(rollouts: Any) -> tuple[list[str], Callable[[str], Any]]:
+def _checked(names: Names, words: Sequence[str]) -> dict[str, str | Sequence[str]]:
+    """The caller's names, each for a column that grpokit knows, several only for the key."""
+    if not isinstance(names, Mapping):
+        raise error("bad_parameter", owner="process", name="columns", given=names, expected="a dict of names")
+    known = [*WORDS, *words]
+    for word, theirs in names.items():
+        if word not in known:
+            near = nearest(str(word), known)
+            raise error("unknown_parameter", owner="columns", given=word, nearest=near, known=", ".join(known))
+        several = word == "group_id" and isinstance(theirs, list | tuple) and theirs
+        if not isinstance(theirs, str) and not (several and all(isinstance(name, str) for name in theirs)):
+            expected = "a column's name" + (", or several names for a composite key" if word == "group_id" else "")
+            raise error("bad_parameter", owner="columns", name=word, given=theirs, expected=expected)
+    return dict(names)
+
+
+def _open(rollouts: Any, words: list[str]) -> tuple[list[str], Callable[[str], Any]]:
     if hasattr(rollouts, "__arrow_c_stream__"):
-        table = Table(_without_null_type(rollouts))
+        try:
+            table = Table(_without_null_type(rollouts))
+        except ValueError as problem:
+            given = f"{type(rollouts).__name__}, whose Arrow stream cannot be read as a table ({problem})"
+            raise error("table_type", given=given) from None
         return table.names, table.column
     if isinstance(rollouts, Mapping):
         return list(rollouts), rollouts.__getitem__
     if isinstance(rollouts, list | tuple) and all(isinstance(record, Mapping) for record in rollouts):
-        fields = list(rollouts[0]) if rollouts else ["group_id", "reward"]
+        fields = list(dict.fromkeys(field for record in rollouts for field in record)) if rollouts else words
         for row, record in enumerate(rollouts):
             for field in fields:
                 if field not in record:
@@ -102,7 +132,17 @@ def as_column(name: str, data: Any) -> Column:
         return list(data)
     if isinstance(data, str | bytes):
         raise error("column_type", column=name, given=f"one {type(data).__name__}", expected="one value per row")
-    array = data if isinstance(data, np.ndarray) else np.asarray(data)
+    if hasattr(data, "__arrow_c_stream__"):
+        return ArrowColumn(data)
+    if hasattr(data, "__arrow_c_array__"):
+        pyarrow = import_module("pyarrow")  # the caller's, who has such an array
+        return ArrowColumn(pyarrow.chunked_array([data]))
+    try:
+        array = data if isinstance(data, np.ndarray) else np.asarray(data)
+    except (ValueError, TypeError, RuntimeError) as problem:
+        raise error(
+            "column_type", column=name, given=f"{type(data).__name__} ({problem})", expected="a column"
+        ) from None
     if array.ndim != 1:
         raise error("column_shape", column=name, shape=array.shape)
     if len(array) >= 2**32 - 1:
@@ -110,40 +150,67 @@ def as_column(name: str, data: Any) -> Column:
     return array
 
 
-def integers(name: str, data: Any) -> NDArray[Any] | ArrowColumn:
-    """A column of whole numbers: an Arrow column, or a contiguous array of int32 or int64."""
+def _refuse_masked(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    if isinstance(array, np.ma.MaskedArray):
+        nulls = np.flatnonzero(np.ma.getmaskarray(array))
+        if len(nulls):
+            raise error("null_value", column=name, count=len(nulls), rows=nulls[:5].tolist())
+        return np.asarray(array)
+    return array
+
+
+def integers(name: str, data: Any) -> NDArray[Any]:
+    """A column of whole numbers: a contiguous array of int32 or int64."""
     column = as_column(name, data)
     if isinstance(column, ArrowColumn):
-        return column
+        return column.integers(name)
     if isinstance(column, list):
         nulls = [row for row, value in enumerate(column) if value is None]
         if nulls:
             raise error("null_value", column=name, count=len(nulls), rows=nulls[:5])
-    array = np.asarray(column) if len(column) else np.zeros(0, np.int64)
-    if array.dtype.kind not in "iub":
-        raise error("column_type", column=name, given=f"dtype {array.dtype}", expected="whole numbers")
+        try:
+            column = np.asarray(column) if column else np.zeros(0, np.int64)
+        except ValueError:
+            raise error(
+                "column_type", column=name, given="lists of different lengths", expected="whole numbers"
+            ) from None
+        if column.ndim != 1:
+            raise error("column_shape", column=name, shape=column.shape)
+    array = _refuse_masked(name, column)
+    if not array.size:
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iub" or (array.dtype == np.uint64 and (array >= 2**63).any()):
+        given = f"dtype {array.dtype}" + " beyond int64" * (array.dtype == np.uint64)
+        raise error("column_type", column=name, given=given, expected="whole numbers that fit 64 bits")
     return np.ascontiguousarray(array, None if array.dtype in (np.int32, np.int64) else np.int64)
 
 
-def floats(data: Column) -> Column:
+def floats(name: str, data: Any) -> Column:
     """A column of numbers that may be null, for the native core."""
-    if isinstance(data, np.ma.MaskedArray):
-        listed: list[Any] = data.tolist()
+    column = as_column(name, data)
+    if isinstance(column, np.ma.MaskedArray):
+        listed: list[Any] = column.tolist()
         return listed
-    if isinstance(data, np.ndarray) and data.dtype.kind in "fiub":
-        return np.ascontiguousarray(data, np.float64)
-    return data
+    if not isinstance(column, np.ndarray) or column.dtype.kind == "O":
+        return column
+    if column.dtype.kind in "fiub":
+        return np.ascontiguousarray(column, np.float64)
+    raise error(
+        "column_type", column=name, given=f"dtype {column.dtype}", expected="numbers, or None where there is none"
+    )
 
 
-def keys(data: Column) -> Column:
+def keys(name: str, data: Column) -> Column:
     """A column of group ids, for the native core."""
     if not isinstance(data, np.ndarray):
         return data
+    data = _refuse_masked(name, data)
     if data.dtype.kind in "iub" or not data.size:
         # A uint64 beyond int64 wraps around, which keeps different ids different.
         return np.ascontiguousarray(data).astype(np.int64, copy=False)
     if data.dtype.kind in "USO":
-        return np.ascontiguousarray(data)
+        # In native byte order, since equal ids must have equal bytes.
+        return np.ascontiguousarray(data, data.dtype.newbyteorder("="))
     if data.dtype.kind == "T":
         return np.ascontiguousarray(data.astype(object))
     raise error("bad_keys", given=f"of dtype {data.dtype}")
@@ -159,20 +226,24 @@ def as_numpy(data: Column) -> NDArray[Any]:
     return array if array.ndim == 1 and array.dtype.kind in "biuf" else _objects(data)
 
 
-def take(data: Column, rows_G: NDArray[np.int64]) -> list[Any]:
-    """The values of some rows as Python objects."""
+def take(data: Column, rows_G: NDArray[np.int64]) -> Any:
+    """The values of some rows: an array of an array's, else a list of Python objects."""
     if isinstance(data, ArrowColumn):
         return data.take(rows_G.tolist())
     if isinstance(data, np.ndarray):
-        taken: list[Any] = data[rows_G].tolist()
-        return taken
-    return [data[row] for row in rows_G.tolist()]
+        return data[rows_G]
+    if len(rows_G) < 2:
+        return [data[row] for row in rows_G.tolist()]
+    return list(itemgetter(*rows_G.tolist())(data))
 
 
 def words(name: str, data: Column, known: Sequence[str]) -> NDArray[np.int64]:
     """Each row's place among some known words."""
-    groups = Groups([keys(data)], [name])
-    found = take(data, groups.first)
+    if isinstance(data, list | np.ndarray) and any(word is None for word in data):
+        nulls = [row for row, word in enumerate(data) if word is None]
+        raise error("null_value", column=name, count=len(nulls), rows=nulls[:5])
+    groups = Groups([keys(name, data)], [name])
+    found = list(take(data, groups.first))
     for word in found:
         if word not in known:
             raise error("unknown_finish", given=word, expected=", ".join(known))

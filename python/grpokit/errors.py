@@ -66,7 +66,11 @@ KINDS: dict[str, Kind] = {
     "missing_column": Kind(
         InputError,
         "{reader} reads column {column!r}, which is not there (given: {given}).{nearest} "
-        "Add it, or name yours with columns={{{column!r}: ...}}.",
+        "Add it, or name yours with columns={{{word!r}: ...}}.",
+    ),
+    "duplicate_column": Kind(
+        InputError,
+        "the table has {count} columns named {column!r}; expected one. Rename or drop the others.",
     ),
     "column_length": Kind(
         InputError,
@@ -87,7 +91,7 @@ KINDS: dict[str, Kind] = {
     ),
     "record_fields": Kind(
         InputError,
-        "record {row} lacks the field {field!r} that record 0 has. Give all records the same fields (None: unknown).",
+        "record {row} lacks the field {field!r} that others have. Give all records the same fields (None: unknown).",
     ),
     "null_value": Kind(
         InputError,

@@ -10,11 +10,12 @@ Over the parts of a split, losses, gradients and metrics add up to those of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from ._recipe import Recipe
 from .batch import reserved
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
@@ -24,7 +25,6 @@ from .tokens import sum_segments
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ._recipe import Recipe
     from .batch import TokenBatch
 
 __all__ = ["Coefficients", "LossOutput", "coefficients", "from_logits", "from_logps", "observe"]
@@ -160,6 +160,9 @@ class _FromColumns:
     """Reads live columns from what the caller gave, and writes gradients back into its layout."""
 
     def __init__(self, batch: TokenBatch, names: tuple[str, ...], recipe: Recipe) -> None:
+        if not isinstance(cast("object", recipe), Recipe):
+            expected = "a grpokit.Recipe, such as grpokit.recipe('rloo')"
+            raise error("bad_parameter", owner="the loss", name="recipe", given=recipe, expected=expected)
         self.batch, self.names, self.recipe = batch, names, recipe
         for name in names:
             if name in batch.columns:

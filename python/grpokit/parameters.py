@@ -27,7 +27,7 @@ def check_number(
     value = getattr(stage, name)
     if optional and value is None:
         return
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     fine = fine and (at_least is None or value >= at_least) and (more_than is None or value > more_than)
     if not fine or (less_than is not None and value >= less_than):
         words = (("at least", at_least), ("more than", more_than), ("less than", less_than))

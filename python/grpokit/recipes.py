@@ -38,7 +38,7 @@ def grpo(*, beta: float = 0.04, low: float = 0.2, high: float = 0.2, ddof: int =
         advantage=GroupNorm(ddof, eps),
         objective=Clip(low, high),
         aggregate=SequenceMean(over="rows"),
-        extra=(Term(KL("k3"), beta, (), SequenceMean(over="rows")),) if beta else (),
+        extra=() if beta == 0 else (Term(KL("k3"), beta, (), SequenceMean(over="rows")),),
         sources=(
             *_NORM,
             *_PPO_CLIP,
@@ -81,7 +81,7 @@ def dapo(*, max_len: int, cache: int | None = None, low: float = 0.2, high: floa
     return Recipe(
         name="dapo",
         papers=("DAPO, arXiv:2503.14476",),
-        shape=(Overlong(max_len, max_len // 5 if cache is None else cache),),
+        shape=(Overlong(max_len, Overlong(max_len, 0).max_len // 5 if cache is None else cache),),
         select=(HasSignal(),),
         advantage=GroupNorm(),
         objective=Clip(low, high),

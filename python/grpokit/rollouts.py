@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ._native import ArrowColumn, Groups, Rows
+from ._native import Groups, Rows
 from ._recipe import Recipe
 from ._recipe import recipe as named
-from .columns import Column, Names, Source, as_column, floats, integers, keys, take
+from .columns import Names, Source, floats, integers, keys, take
 from .errors import error
 from .selection import Reason
+from .stages import Advantage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from .stages import Advantage
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,8 @@ class GroupStats:
     n : (G,) int64
         Rows that count: those with a reward that no stage took out of the statistics.
     mean, std, min, max : (G,) float64
-        Of these rows; std with the ddof that was asked for, 0 for a group without signal.
+        Of these rows, NaN where there is none (std 0); std with the ddof that was asked for, 0 for a group without
+        signal.
     signal : (G,) bool
         max > min.
     """
@@ -75,8 +75,9 @@ class Processed:
     """
 
     def __init__(
-        self, rows: Rows, groups: Groups, ids: list[Column], advantages: NDArray[np.float64], staleness: Any
+        self, rows: Rows, groups: Groups, ids: list[Any], advantages: NDArray[np.float64], staleness: Any
     ) -> None:
+        # Nothing here refers to the caller's columns, which may be written to before all of this is read.
         self._rows, self._groups, self._ids = rows, groups, ids
         self.keep: NDArray[np.bool_] = rows.keep()
         self.advantages: NDArray[np.float64] = advantages
@@ -105,11 +106,11 @@ class Processed:
     @cached_property
     def groups(self) -> GroupTable:
         """One row a group: id, n, mean, std, min, max, signal."""
-        first = self._groups.first
-        columns = [take(column, first) for column in self._ids]
+        columns = [ids if isinstance(ids, list) else ids.tolist() for ids in self._ids]
         ids = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-        n, mean, std, low, high = self._rows.statistics(1.0)
-        return GroupTable(n, mean, std, low, high, self._rows.signal(0.0), ids, first)
+        n, mean, std, low, high, signal = _statistics(self._rows, 1.0)
+        first = self._groups.first
+        return GroupTable(n=n, mean=mean, std=std, min=low, max=high, signal=signal, id=ids, first=first)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -144,6 +145,13 @@ class Processed:
         return f"Processed({self.counts})"
 
 
+def _statistics(rows: Rows, ddof: float) -> tuple[Any, ...]:
+    n, mean, std, low, high = rows.statistics(ddof)
+    for column in (mean, low, high):
+        column[n == 0] = np.nan
+    return n, mean, std, low, high, rows.signal(0.0)
+
+
 def name_of(reason: int) -> str:
     """A reason's name, as the counts have it."""
     return str(Reason(reason).name).lower()
@@ -164,9 +172,10 @@ def process(
     ----------
     rollouts : table
         Anything with `__arrow_c_stream__` (pyarrow, polars, pandas 3, duckdb), a dict of NumPy arrays or lists, or
-        a list of dicts. Required columns: `group_id` (integers or strings) and `reward` (numbers; null: the answer
-        could not be scored). Read where a stage needs them or where they are there: `gate` (the outcome to select
-        on, when it is not the reward), `step` (part of the key, and the batch), `response_len` (tokens), `finish`.
+        a list of dicts; a pandas NaN is a null. Required columns: `group_id` (integers or strings) and `reward`
+        (numbers; null: the answer could not be scored). Read where a stage needs them or where they are there:
+        `gate` (the outcome to select on, when it is not the reward), `step` (part of the key, and the batch),
+        `response_len` (tokens), `finish`.
     recipe : Recipe or str
         A recipe, or the name of one with its parameters as keyword arguments.
     version : int, optional
@@ -214,31 +223,44 @@ def process(
             "bad_parameter", owner="process", name="recipe", given=recipe, expected="a grpokit.Recipe or a name"
         )
 
-    source = Source(rollouts, columns)
-    ids = source.several("group_id", "process")
-    reward = floats(source.get("reward", "process"))
-    gate = floats(source.get("gate", "process")) if "gate" in source else None
+    stages = (*recipe.shape, *recipe.select, recipe.advantage)
+    reads = dict.fromkeys(name for stage in stages for name in sorted(stage.reads))
+    source = Source(rollouts, columns, list(reads))
+    ids = {"group_id": source.several("group_id", "process")}
+    reward = floats("reward", source.get("reward", "process"))
+    gate = floats("gate", source.get("gate", "process")) if "gate" in source else None
     read: dict[str, Any] = {}
     if "step" in source:
         read["step"] = integers("step", source.get("step", "process"))
-        ids = [read["step"], *ids]
-    stages = (*recipe.shape, *recipe.select, recipe.advantage)
+        ids = {"step": [read["step"]]} | ids
     for stage in stages:
         for name in stage.reads - read.keys():
             column = source.get(name, type(stage).__name__)
             read[name] = integers(name, column) if name == "response_len" else column
     staleness = None
     if version is not None:
-        oldest = integers("version_min", source.get("version_min", "process(version=...)"))
-        staleness = version - np.asarray(oldest if isinstance(oldest, np.ndarray) else oldest.to_list(), np.int64)
+        if isinstance(version, bool) or not isinstance(version, int):
+            raise error("bad_parameter", owner="process", name="version", given=version, expected="a whole number")
+        staleness = version - integers("version_min", source.get("version_min", "process(version=...)")).astype(
+            np.int64
+        )
 
-    groups = Groups([keys(column) for column in ids], ["group_id"] * len(ids), threads)
+    names = [name for name, columns in ids.items() for _ in columns]
+    data = [column for columns in ids.values() for column in columns]
+    groups = Groups([keys(n, c) for n, c in zip(names, data, strict=True)], names, _threads(threads))
     rows = Rows(groups, reward, gate, recipe.not_finite == "drop")
     for shape in recipe.shape:
         shape.run(rows, groups, read)
     for select in recipe.select:
         select.run(rows, groups, read)
-    return Processed(rows, groups, ids, recipe.advantage.run(rows, groups, read), staleness)
+    found = [take(column, groups.first) for column in data]
+    return Processed(rows, groups, found, recipe.advantage.run(rows, groups, read), staleness)
+
+
+def _threads(given: Any) -> int | None:
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise error("bad_threads", source="threads", given=given)
+    return given
 
 
 def group(*ids: Any, threads: int | None = None) -> Groups:
@@ -269,21 +291,21 @@ def group(*ids: Any, threads: int | None = None) -> Groups:
     >>> groups.codes.tolist(), groups.sizes.tolist()
     ([0, 1, 0], [2, 1])
     """
-    source = Source({f"ids {i}": _series(column) for i, column in enumerate(ids)})
-    columns = [source.get(name, "group") for name in source.known]
-    return Groups([keys(column) for column in columns], source.known, threads)
+    source = Source({f"ids {i}": column for i, column in enumerate(ids)})
+    columns = [keys(name, source.get(name, "group")) for name in source.known]
+    return Groups(columns, source.known, _threads(threads))
 
 
-def group_stats(rewards: Any, groups: Groups, *, ddof: int = 1) -> GroupStats:
+def group_stats(rewards: Any, groups: Any, *, ddof: float = 1) -> GroupStats:
     """Exact statistics of every group: two passes in float64.
 
     Parameters
     ----------
     rewards : (N,) float, any scale
         None where there is none.
-    groups : Groups
+    groups : Groups, or a column of ids
         From `group`.
-    ddof : int
+    ddof : float
         What is taken off the count in the variance.
 
     Returns
@@ -303,13 +325,13 @@ def group_stats(rewards: Any, groups: Groups, *, ddof: int = 1) -> GroupStats:
     >>> stats.std.round(3).tolist(), stats.signal.tolist()
     ([0.0, 0.707], [False, True])
     """
-    rows = Rows(groups, floats(as_column("reward", _series(rewards))))
-    n, mean, std, low, high = rows.statistics(ddof)
-    return GroupStats(n, mean, std, low, high, rows.signal(0.0))
+    if isinstance(ddof, bool) or not isinstance(ddof, int | float) or not 0 <= ddof < np.inf:
+        raise error("bad_parameter", owner="group_stats", name="ddof", given=ddof, expected="a number, 0 or more")
+    return GroupStats(*_statistics(Rows(_grouped(groups), floats("reward", rewards)), ddof))
 
 
 def advantages(
-    rewards: Any, groups: Groups, estimator: Advantage, *, response_len: Any = None, step: Any = None
+    rewards: Any, groups: Any, estimator: Advantage, *, response_len: Any = None, step: Any = None
 ) -> NDArray[np.float64]:
     """The advantage of every row.
 
@@ -317,7 +339,7 @@ def advantages(
     ----------
     rewards : (N,) float, any scale
         None where there is none; such rows get 0 and do not count.
-    groups : Groups
+    groups : Groups, or a column of ids
         From `group`.
     estimator : Advantage
         `GroupNorm()`, `MeanBaseline()`, `LeaveOneOut()`, `GlobalNorm(...)`, or your own.
@@ -341,14 +363,17 @@ def advantages(
     >>> gk.advantages([1.0, 0.0, 0.0], gk.group([5, 5, 5]), gk.LeaveOneOut()).tolist()
     [1.0, -0.5, -0.5]
     """
-    given = {"reward": _series(rewards), "response_len": response_len, "step": step}
+    if not isinstance(cast("object", estimator), Advantage):
+        expected = "a grpokit.Advantage, such as GroupNorm()"
+        raise error("bad_parameter", owner="advantages", name="estimator", given=estimator, expected=expected)
+    groups = _grouped(groups)
+    given = {"reward": rewards, "response_len": response_len, "step": step}
     source = Source({name: column for name, column in given.items() if column is not None})
-    rows = Rows(groups, floats(source.get("reward", "advantages")))
+    rows = Rows(groups, floats("reward", source.get("reward", "advantages")))
     wanted = estimator.reads | ({"step"} if step is not None else set())
     read = {name: integers(name, source.get(name, type(estimator).__name__)) for name in wanted}
     return estimator.run(rows, groups, read)
 
 
-def _series(column: Any) -> Any:
-    """A series of a dataframe library, with its nulls, as an Arrow column."""
-    return ArrowColumn(column) if hasattr(column, "__arrow_c_stream__") else column
+def _grouped(groups: Any) -> Groups:
+    return groups if isinstance(groups, Groups) else group(groups)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from .errors import error
 from .parameters import check_choice, check_count, check_number
 from .stages import OTHER, Select, register
 
@@ -92,10 +93,14 @@ class NotTruncated(Select):
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Drops the truncated rows."""
-        from .columns import as_numpy, words
+        from .columns import words
 
         if self.max_len is None:
             truncated = words("finish", columns["finish"], FINISH) == FINISH.index("length")
         else:
-            truncated = as_numpy(columns["response_len"]) >= self.max_len
+            lengths_N = columns["response_len"]
+            if (lengths_N < 0).any():
+                row = int((lengths_N < 0).argmax())
+                raise error("negative_length", column="response_len", row=row, value=int(lengths_N[row]))
+            truncated = lengths_N >= self.max_len
         rows.drop(truncated, Reason.TRUNCATED, self.stats == "keep")

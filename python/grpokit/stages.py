@@ -56,7 +56,9 @@ class Shape(Stage):
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Applies the stage; built-in stages call the native core here."""
-        rows.add(_column(self, self(rows.shaped(), groups, as_numpy(self, columns)), rows.n, "f"))
+        # What a row that is dropped already gets does not matter: it may have no reward to work with.
+        amounts = self(rows.shaped(), groups, as_numpy(self, columns))
+        rows.add(_column(self, amounts, rows.n, "f", rows.keep()))
 
 
 class Select(Stage):
@@ -202,8 +204,8 @@ def register(kind: str) -> Callable[[T], T]:
 def lookup(kind: str, name: str) -> Any:
     """The registered stage class or recipe function of that name."""
     load()
-    if name not in REGISTRY[kind]:
-        known = list(REGISTRY[kind])
+    if not isinstance(name, str) or name not in REGISTRY[kind]:
+        known, name = list(REGISTRY[kind]), str(name)
         if kind == "recipe":
             raise error("unknown_recipe", given=name, nearest=nearest(name, known), known=", ".join(known))
         raise error("unknown_stage", kind=kind, given=name, nearest=nearest(name, known), known=", ".join(known))
@@ -224,7 +226,9 @@ def _is_frozen(thing: type) -> bool:
     return "__dataclass_params__" in thing.__dict__ and thing.__dict__["__dataclass_params__"].frozen
 
 
-def _column(stage: Stage, result: Any, n: int, kind: Literal["f", "b"]) -> NDArray[Any]:
+def _column(
+    stage: Stage, result: Any, n: int, kind: Literal["f", "b"], matters: NDArray[np.bool_] | None = None
+) -> NDArray[Any]:
     """What a stage written in Python returned, checked: shape, type, finiteness."""
     import numpy as np
 
@@ -237,8 +241,12 @@ def _column(stage: Stage, result: Any, n: int, kind: Literal["f", "b"]) -> NDArr
     if kind == "b":
         return array
     array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array))[0])
+    if matters is not None:
+        array[~matters] = 0.0
+    # Beyond 1e150 the square is no number; NaN fails the comparison.
+    wrong = ~(np.abs(array) <= 1e150)
+    if wrong.any():
+        row = int(wrong.argmax())
         raise error("stage_result", stage=name, given=f"{array[row]} in row {row}", expected=expected)
     return array
 

@@ -194,3 +194,64 @@ def test_not_finite_rewards_can_be_dropped():
     out = gk.process(rows, gk.recipe("rloo").replace(not_finite="drop"))
     assert out.counts == {"in": 3, "kept": 2, "not_finite": 1}
     assert out.advantages.tolist() == [1.0, 0.0, -1.0]
+
+
+def test_the_result_does_not_change_with_the_callers_buffers():
+    ids, rewards = np.array([1, 1, 2, 2]), np.array([1.0, 0.0, 1.0, 0.0])
+    listed = ["a", "a", "b", "b"]
+    out = gk.process({"group_id": ids, "reward": rewards}, "rloo")
+    also = gk.process({"group_id": listed, "reward": rewards}, "rloo")
+    ids[:], rewards[:], listed[:] = 7, 9.0, ["z"] * 4
+    assert out.groups.id == [1, 2]
+    assert also.groups.id == ["a", "b"]
+    assert out.groups.mean.tolist() == [0.5, 0.5]
+    assert out.groups.std.round(3).tolist() == [0.707, 0.707]
+    assert out.shaped_rewards.tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_columns_of_a_dict_keep_their_nulls():
+    for column in (
+        pl.Series([1.0, None, 0.0]),
+        pa.array([1.0, None, 0.0]),
+        pa.chunked_array([[1.0, None], [0.0]]),
+        pd.Series([1.0, None, 0.0], dtype="Float64"),
+    ):
+        out = gk.process({"group_id": [1, 1, 1], "reward": column}, "rloo")
+        assert out.counts == {"in": 3, "kept": 2, "unscored": 1}
+
+
+def test_dictionaries_of_integers():
+    ids = pa.array([70, 50, 70, 2**60]).dictionary_encode()
+    assert gk.group(pa.chunked_array([ids])).codes.tolist() == [0, 1, 0, 2]
+    frame = pd.DataFrame({"group_id": pd.Categorical([7, 5, 7]), "reward": [1.0, 0.0, 0.0]})
+    assert gk.process(frame, "rloo").groups.id == [7, 5]
+
+
+def test_big_endian_ids():
+    text = np.array(["a", "b", "a"])
+    for ids in (text.astype(">U1"), np.array([7, 5, 7], ">i4")):
+        assert gk.group(ids).codes.tolist() == [0, 1, 0]
+
+
+def test_many_threads_are_no_more_than_there_is_work_for():
+    ids = [f"g{i % 999}" for i in range(40_000)]
+    assert gk.group(ids, threads=100_000).codes.tolist() == gk.group(ids, threads=1).codes.tolist()
+
+
+def test_large_dictionaries_are_read_in_linear_time():
+    """Three hundred thousand groups: minutes if a row's value were looked up in the whole dictionary anew."""
+    ids = pa.array([f"g{i // 2}" for i in range(600_000)]).dictionary_encode()
+    table = pa.table({"group_id": ids, "reward": np.zeros(600_000)})
+    assert gk.process(table, "rloo").groups.id[-1] == "g299999"
+
+
+def test_a_group_without_a_reward_has_no_statistics():
+    groups = gk.process({"group_id": [1, 2, 2], "reward": [None, 1.0, 0.0]}, "rloo").groups
+    assert groups.n.tolist() == [0, 2]
+    assert np.isnan([groups.mean[0], groups.min[0], groups.max[0]]).all()
+    assert not groups.signal[0]
+
+
+def test_no_spread_to_divide_by():
+    for estimator in (gk.GroupNorm(1, 0.0), gk.GroupNorm(2, 0.0)):
+        assert gk.advantages([0.0, 1e-170], [0, 0], estimator).tolist() == [0.0, 0.0]

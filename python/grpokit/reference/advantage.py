@@ -39,9 +39,10 @@ def std(R: Sequence[float], ddof: float) -> float:
 
 def group_norm(R: Sequence[float], ddof: float, eps: float) -> list[float]:
     """A_i = (R_i − mean) / (std + eps) (GRPO, arXiv:2402.03300, §4.1.2)."""
-    if not has_signal(R):
+    s = std(R, ddof)
+    if not has_signal(R) or s + eps == 0:
         return [0.0] * len(R)
-    return [(r - mean(R)) / (std(R, ddof) + eps) for r in R]
+    return [(r - mean(R)) / (s + eps) for r in R]
 
 
 def mean_baseline(R: Sequence[float]) -> list[float]:

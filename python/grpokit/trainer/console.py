@@ -130,10 +130,14 @@ def _words(summary: Summary) -> str:
             f"{summary.recipe} moved held-out pass@1 by {summary.lift:+.3f} with {summary.used} of "
             f"{summary.completions} sampled completions, {summary.total_seconds:.0f} s in all."
         )
+        # What a lift well beyond its noise may be called, and no more.
+        noise = summary.before.stderr + summary.after.stderr
+        shows = "This shows that the trainer works, not that it teaches a new skill."
+        if summary.lift <= 3 * noise:
+            shows = "A change of that size is within its noise: it shows nothing yet."
         lines.append(
             f"Before it, {summary.before.pass_k:.0%} of the prompts had a right answer among {summary.before.k} tries: "
-            "reinforcement learning sharpens\nwhat the policy knew from its warm start. "
-            "This shows that the trainer works, not that it teaches a new skill."
+            f"reinforcement learning sharpens\nwhat the policy knew from its warm start. {shows}"
         )
     where = f"{summary.directory} holds config.toml, metrics.jsonl, rollouts.jsonl and checkpoint/"
     lines.append(where if summary.status == "finished" else f"{summary.status} at step {summary.steps}; {where}")

@@ -72,8 +72,10 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         let factor = |group: usize| {
             let live = stats.signal(group, 0.0) && (all || !self.group_is_dropped(group));
             match estimator {
-                Estimator::GroupNorm { ddof, eps } if live => stats.std(group, squares[group], ddof) + eps,
-                Estimator::GroupNorm { .. } => f64::INFINITY,
+                Estimator::GroupNorm { ddof, eps } => match stats.std(group, squares[group], ddof) + eps {
+                    spread if live && spread > 0.0 => spread,
+                    _ => f64::INFINITY,
+                },
                 Estimator::LeaveOneOut if live => stats.n[group] / (stats.n[group] - 1.0),
                 _ => f64::from(u8::from(live)),
             }
@@ -204,7 +206,9 @@ mod tests {
     use crate::keys::factorize_integers;
     use proptest::prelude::*;
 
-    const ALL: [Estimator; 5] = [
+    const ALL: [Estimator; 7] = [
+        Estimator::GroupNorm { ddof: 0.0, eps: 0.0 },
+        Estimator::GroupNorm { ddof: 3.0, eps: 0.0 },
         Estimator::GroupNorm { ddof: 1.0, eps: 1e-4 },
         Estimator::MeanBaseline,
         Estimator::LeaveOneOut,
@@ -286,7 +290,7 @@ mod tests {
         let at = |g: usize, r: usize| 16 * g + r;
         let scattered: Vec<i64> = (0..16 * groups).map(|i| (i % groups) as i64).collect();
         let moved: Vec<f64> = (0..16 * groups).map(|i| rewards[at(i % groups, i / groups)]).collect();
-        for estimator in &ALL[..3] {
+        for estimator in &ALL[..5] {
             let expected = advantages(&runs[..16 * groups], &rewards[..16 * groups], *estimator, 1);
             let given = advantages(&scattered, &moved, *estimator, 2);
             for (i, advantage) in given.iter().enumerate() {

@@ -5,9 +5,14 @@
 
 use crate::CoreError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 
 /// Below this many rows, arithmetic runs on the caller's thread.
 pub const PARALLEL_ROWS: usize = 1 << 19;
+
+/// The most threads that a call uses, however many are asked for.
+const MOST: usize = 256;
 
 /// Rows between two looks at whether the caller wants to stop.
 pub const POLL_ROWS: usize = 1 << 20;
@@ -22,7 +27,7 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// `poll` answers true when the caller wants to stop; it is asked every [`POLL_ROWS`] rows.
     pub fn new(threads: usize, poll: &'a (dyn Fn() -> bool + Sync)) -> Self {
-        Self { threads: threads.max(1), poll, stopped: AtomicBool::new(false) }
+        Self { threads: threads.clamp(1, MOST), poll, stopped: AtomicBool::new(false) }
     }
 
     /// The threads to use for that many rows, which are worth more than one from `enough` on.
@@ -56,14 +61,41 @@ impl<'a> Context<'a> {
         std::thread::scope(|scope| {
             let mut parts = parts.into_iter();
             let first = parts.next();
-            let handles: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
+            let started: Vec<_> = parts.map(|part| start(scope, part, work)).collect();
             let first: Vec<_> = first.map(work).into_iter().collect();
-            let rest = handles.into_iter().map(|handle| match handle.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            first.into_iter().chain(rest).collect()
+            first.into_iter().chain(started.into_iter().map(Started::result)).collect()
         })
+    }
+}
+
+/// Work on a thread of its own, or done already where the system had no thread to give.
+enum Started<'scope, R> {
+    Running(ScopedJoinHandle<'scope, Result<R, CoreError>>),
+    Done(Result<R, CoreError>),
+}
+
+fn start<'scope, T: Send + 'scope, R: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    part: T,
+    work: &'scope (impl Fn(T) -> Result<R, CoreError> + Sync),
+) -> Started<'scope, R> {
+    // The part waits in a slot, so that it is still here when no thread took it.
+    let slot = Arc::new(Mutex::new(Some(part)));
+    let take = |slot: &Mutex<Option<T>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let theirs = slot.clone();
+    let run = move || take(&theirs).map_or(Err(CoreError::Interrupted), work);
+    match std::thread::Builder::new().spawn_scoped(scope, run) {
+        Ok(handle) => Started::Running(handle),
+        Err(_) => Started::Done(take(&slot).map_or(Err(CoreError::Interrupted), work)),
+    }
+}
+
+impl<R> Started<'_, R> {
+    fn result(self) -> Result<R, CoreError> {
+        match self {
+            Self::Done(result) => result,
+            Self::Running(handle) => handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use arrow_array::types::{
     UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayReader, ArrayRef, RecordBatch};
-use arrow_buffer::ScalarBuffer;
+use arrow_buffer::{NullBuffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, SchemaRef};
 use grpokit_core::keys::Keys;
+use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyList};
@@ -92,15 +93,22 @@ impl ArrowColumn {
         self.data_type.to_string()
     }
 
+    /// As a contiguous array of int64; a null, or a type that is not whole numbers, is an error that names the column.
+    #[pyo3(name = "integers")]
+    fn as_integers<'py>(&self, py: Python<'py>, column: &str) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        Ok(PyArray1::from_slice(py, &self.integers(py, column)?))
+    }
+
     /// The values of some rows as Python objects: str, bytes, int, float, bool or None.
     fn take<'py>(&self, py: Python<'py>, rows: Vec<usize>) -> PyResult<Bound<'py, PyList>> {
         let ends = ends(&self.chunks);
+        let readers: Vec<_> = self.chunks.iter().map(Reader::new).collect();
         let values = rows.into_iter().map(|row| {
             let chunk = ends.partition_point(|&end| end <= row);
-            let Some(array) = self.chunks.get(chunk) else {
+            let Some(reader) = readers.get(chunk) else {
                 return Err(PyValueError::new_err(format!("there is no row {row}")));
             };
-            value(py, array, row + array.len() - ends[chunk])
+            reader.value(py, row + reader.array.len() - ends[chunk])
         });
         PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)
     }
@@ -152,13 +160,32 @@ macro_rules! numeric {
     };
 }
 
+/// A chunk with what must be made once and not once a row: its nulls, and the places in its dictionary.
+struct Reader<'a> {
+    array: &'a ArrayRef,
+    nulls: Option<NullBuffer>,
+    dictionary: Option<(&'a ArrayRef, Vec<usize>)>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(array: &'a ArrayRef) -> Self {
+        let dictionary = array.as_any_dictionary_opt().filter(|dictionary| !dictionary.values().is_empty());
+        let dictionary = dictionary.map(|dictionary| (dictionary.values(), dictionary.normalized_keys()));
+        Self { array, nulls: array.logical_nulls(), dictionary }
+    }
+
+    fn value<'py>(&self, py: Python<'py>, row: usize) -> PyResult<Bound<'py, PyAny>> {
+        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
+            return Ok(py.None().into_bound(py));
+        }
+        match &self.dictionary {
+            Some((values, keys)) => value(py, values, keys[row]),
+            None => value(py, self.array, row),
+        }
+    }
+}
+
 fn value<'py>(py: Python<'py>, array: &ArrayRef, row: usize) -> PyResult<Bound<'py, PyAny>> {
-    if array.logical_nulls().is_some_and(|nulls| nulls.is_null(row)) {
-        return Ok(py.None().into_bound(py));
-    }
-    if let Some(dictionary) = array.as_any_dictionary_opt() {
-        return value(py, dictionary.values(), dictionary.normalized_keys()[row]);
-    }
     macro_rules! number {
         ($type:ty) => {
             Ok(array.as_primitive::<$type>().value(row).into_pyobject(py)?.into_any())
@@ -189,6 +216,11 @@ pub fn wrong_type(py: Python<'_>, column: &str, given: &DataType, expected: &str
 }
 
 impl ArrowColumn {
+    /// One array as a column.
+    pub fn of(array: &ArrayRef) -> Self {
+        Self { data_type: array.data_type().clone(), chunks: vec![array.clone()] }
+    }
+
     pub fn data_type(&self) -> &DataType {
         &self.data_type
     }
@@ -243,6 +275,10 @@ impl ArrowColumn {
                     ($type:ty) => {
                         values.extend(chunk.as_primitive::<$type>().values().iter().map(|&x| x as i64))
                     };
+                }
+                if let Some(flags) = chunk.as_boolean_opt() {
+                    values.extend(flags.values().iter().map(i64::from));
+                    continue;
                 }
                 let other = chunk.data_type();
                 numeric!(other, number, return Err(wrong_type(py, column, other, "integers")));

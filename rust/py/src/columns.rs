@@ -7,59 +7,38 @@ use arrow_array::cast::AsArray;
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::DataType;
 use grpokit_core::keys::{BLOCK, Codes, Factorizer, Keys, check_rows, factorize_bytes, factorize_integers};
-use numpy::{Element, PyArray1, PyReadonlyArray1};
+use numpy::PyReadonlyArray1;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
-/// A column of numbers: borrowed from NumPy or Arrow, or our own.
-pub enum Numbers<T> {
-    /// Of a NumPy array, which is kept alive.
-    Numpy(Lent<T>),
+/// A column of numbers that nobody can change: Arrow's, or a copy. (A borrowed NumPy array may be written to between
+/// two calls, and what is read late would not be what was processed.)
+pub enum Numbers {
     /// Of an Arrow buffer, which counts its references.
     Arrow(ScalarBuffer<f64>),
-    /// Converted.
-    Own(Vec<T>),
+    /// Copied or converted.
+    Own(Vec<f64>),
 }
 
-/// The memory of a contiguous NumPy array.
-pub struct Lent<T> {
-    _owner: Py<PyArray1<T>>,
-    data: *const T,
-    len: usize,
-}
-
-// SAFETY: the array is only read, and its owner, kept alive by the reference, does not move its memory.
-unsafe impl<T: Sync> Send for Lent<T> {}
-// SAFETY: as above.
-unsafe impl<T: Sync> Sync for Lent<T> {}
-
-impl AsRef<[f64]> for Numbers<f64> {
+impl AsRef<[f64]> for Numbers {
     fn as_ref(&self) -> &[f64] {
         match self {
-            // SAFETY: data and len are those of the contiguous array that `_owner` keeps alive.
-            Self::Numpy(lent) => unsafe { std::slice::from_raw_parts(lent.data, lent.len) },
             Self::Arrow(buffer) => buffer,
             Self::Own(values) => values,
         }
     }
 }
 
-fn lend<T: Element>(array: &PyReadonlyArray1<'_, T>) -> Option<Lent<T>> {
-    let slice = array.as_slice().ok()?;
-    let (data, len) = (slice.as_ptr(), slice.len());
-    Some(Lent { _owner: (**array).clone().unbind(), data, len })
-}
-
 /// Rewards or gates: the numbers, and which rows have one (empty: all).
-pub fn floats(column: &str, data: &Bound<'_, PyAny>) -> PyResult<(Numbers<f64>, Vec<bool>)> {
+pub fn floats(column: &str, data: &Bound<'_, PyAny>) -> PyResult<(Numbers, Vec<bool>)> {
     let py = data.py();
     if let Ok(arrow) = data.cast::<ArrowColumn>() {
         let (values, scored) = arrow.get().floats(py, column)?;
         return Ok((Numbers::Arrow(values), scored));
     }
     if let Ok(array) = data.extract::<PyReadonlyArray1<'_, f64>>() {
-        return Ok((lend(&array).map_or_else(|| Numbers::Own(array.as_array().to_vec()), Numbers::Numpy), Vec::new()));
+        return Ok((Numbers::Own(array.as_array().to_vec()), Vec::new()));
     }
     let list = match data.cast::<PyList>() {
         Ok(list) => list.clone(),
@@ -87,21 +66,16 @@ pub fn floats(column: &str, data: &Bound<'_, PyAny>) -> PyResult<(Numbers<f64>, 
     Ok((Numbers::Own(values), scored))
 }
 
-/// Numbers of tokens.
+/// Numbers of tokens, in a contiguous array.
 pub enum Lengths<'py> {
     /// As NumPy mostly has them.
     Wide(PyReadonlyArray1<'py, i64>),
     /// As other libraries do.
     Narrow(PyReadonlyArray1<'py, i32>),
-    /// Of an Arrow column.
-    Arrow(ScalarBuffer<i64>),
 }
 
-/// Lengths from an Arrow column or a contiguous array of int32 or int64.
-pub fn lengths<'py>(column: &str, data: &Bound<'py, PyAny>) -> PyResult<Lengths<'py>> {
-    if let Ok(arrow) = data.cast::<ArrowColumn>() {
-        return Ok(Lengths::Arrow(arrow.get().integers(data.py(), column)?));
-    }
+/// Lengths from a contiguous array of int32 or int64.
+pub fn lengths<'py>(data: &Bound<'py, PyAny>) -> PyResult<Lengths<'py>> {
     match data.extract() {
         Ok(array) => Ok(Lengths::Narrow(array)),
         Err(_) => Ok(Lengths::Wide(data.extract()?)),
@@ -200,7 +174,8 @@ fn object_codes(
     check_rows(rows).map_err(|failure| raise(py, &failure))?;
     // SAFETY: `item` gives a reference that its container holds, and the interpreter is not given away in between.
     let bound = |row: usize| unsafe { Bound::from_borrowed_ptr_or_err(py, item(row)) };
-    if rows > 0 && !is_text(&bound(0)?) {
+    let bytes_expected = rows > 0 && bound(0)?.is_instance_of::<PyBytes>();
+    if rows > 0 && !bytes_expected && !bound(0)?.is_instance_of::<PyString>() {
         let ids = (0..rows).map(|row| integer(&bound(row)?, row)).collect::<PyResult<Vec<_>>>()?;
         return detached(py, threads, |context| factorize_integers(&ids, context));
     }
@@ -211,8 +186,8 @@ fn object_codes(
         for row in start..(start + CHUNK).min(rows) {
             // SAFETY: as above; the bytes are copied at once.
             match unsafe { utf8(item(row)) } {
-                Some(bytes) => chunk.push(bytes),
-                None => chunk.push(other_bytes(py, &bound(row)?, row)?.as_bytes()),
+                Some(bytes) if !bytes_expected => chunk.push(bytes),
+                _ => chunk.push(other_bytes(py, &bound(row)?, row, bytes_expected)?.as_bytes()),
             }
         }
         detached(py, threads, |context| groups.extend_all(&chunk, context))?;
@@ -236,17 +211,20 @@ unsafe fn utf8<'a>(item: *mut ffi::PyObject) -> Option<&'a [u8]> {
     (!data.is_null()).then(|| unsafe { std::slice::from_raw_parts(data.cast(), size.unsigned_abs()) })
 }
 
-fn is_text(item: &Bound<'_, PyAny>) -> bool {
-    item.is_instance_of::<PyString>() || item.is_instance_of::<PyBytes>()
-}
-
-/// A `bytes` object among the ids.
-fn other_bytes<'a, 'py>(py: Python<'py>, item: &'a Bound<'py, PyAny>, row: usize) -> PyResult<&'a Bound<'py, PyBytes>> {
+/// A `bytes` object, where the first id is one: "a" and b"a" are different ids, and would have equal bytes.
+fn other_bytes<'a, 'py>(
+    py: Python<'py>,
+    item: &'a Bound<'py, PyAny>,
+    row: usize,
+    bytes_expected: bool,
+) -> PyResult<&'a Bound<'py, PyBytes>> {
     let failure = PyErr::take(py);
     match item.cast::<PyBytes>() {
-        Ok(bytes) => Ok(bytes),
-        Err(_) if item.is_instance_of::<PyString>() => Err(failure.unwrap_or_else(|| bad_key(item, row))),
-        Err(_) => Err(bad_key(item, row)),
+        Ok(bytes) if bytes_expected => Ok(bytes),
+        _ if failure.is_some() && item.is_instance_of::<PyString>() => Err(error(py, "bad_keys", |context| {
+            context.set_item("given", format!("a str that is not valid Unicode in row {row}"))
+        })),
+        _ => Err(bad_key(item, row)),
     }
 }
 
@@ -282,10 +260,14 @@ fn dictionary_codes(py: Python<'_>, data: &ArrowColumn, column: &str, threads: u
     let (mut maps, mut seen) = (Vec::new(), 0);
     for chunk in &data.chunks {
         let values = chunk.as_any_dictionary().values();
-        let text: Option<Vec<Vec<u8>>> = strings_of(values).map(|keys| {
-            let mut block = Vec::new();
-            keys.fill(0..values.len(), &mut block);
-            block.into_iter().map(<[u8]>::to_vec).collect()
+        let numbers = ArrowColumn::of(values).integers(py, column).ok();
+        let numbers = numbers.map(|numbers| numbers.iter().map(|id| id.to_be_bytes().to_vec()).collect());
+        let text: Option<Vec<Vec<u8>>> = numbers.or_else(|| {
+            strings_of(values).map(|keys| {
+                let mut block = Vec::new();
+                keys.fill(0..values.len(), &mut block);
+                block.into_iter().map(<[u8]>::to_vec).collect()
+            })
         });
         let Some(text) = text else {
             return Err(wrong_type(py, column, data.data_type(), "integers or strings"));

@@ -8,7 +8,8 @@ use grpokit_core::keys::{Codes, combine};
 use grpokit_core::{groups, rows, shaping};
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
-use std::sync::Arc;
+use pyo3::sync::MutexExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Which rows belong together: dense codes in order of first appearance.
 #[pyclass(frozen, module = "grpokit._native")]
@@ -47,7 +48,7 @@ impl Groups {
     /// The group of each row: (N,) uint32.
     #[getter]
     fn codes<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
-        PyArray1::from_slice(py, &self.codes.codes)
+        py.detach(|| self.codes.codes.clone()).into_pyarray(py)
     }
 
     /// The first row of each group: (G,) int64.
@@ -59,24 +60,27 @@ impl Groups {
     /// The rows in each group: (G,) int64.
     #[getter]
     fn sizes<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_vec(py, self.count())
+        PyArray1::from_vec(py, py.detach(|| self.count()))
     }
 
     /// The rows sorted by group, in their order within each: (N,) int64.
     #[getter]
     fn order<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        let mut next: Vec<i64> = self.count();
-        let mut start = 0;
-        for size in &mut next {
-            start += std::mem::replace(size, start);
-        }
-        let mut order = vec![0; self.codes.codes.len()];
-        for (row, &code) in (0..).zip(&self.codes.codes) {
-            let at = &mut next[code as usize];
-            order[usize::try_from(*at).unwrap_or(0)] = row;
-            *at += 1;
-        }
-        order.into_pyarray(py)
+        py.detach(|| {
+            let mut next: Vec<i64> = self.count();
+            let mut start = 0;
+            for size in &mut next {
+                start += std::mem::replace(size, start);
+            }
+            let mut order = vec![0; self.codes.codes.len()];
+            for (row, &code) in (0..).zip(&self.codes.codes) {
+                let at = &mut next[code as usize];
+                order[usize::try_from(*at).unwrap_or(0)] = row;
+                *at += 1;
+            }
+            order
+        })
+        .into_pyarray(py)
     }
 
     /// The groups of some of the rows, numbered anew.
@@ -92,7 +96,7 @@ impl Groups {
     #[pyo3(signature = (values, ddof))]
     fn stats<'py>(&self, py: Python<'py>, values: &Bound<'py, PyAny>, ddof: f64) -> PyResult<Statistics<'py>> {
         // Rows of their own: its checks are those that a batch makes.
-        let mut rows = Rows::of(py, self.codes.clone(), self.threads, values, None, false)?;
+        let rows = Rows::of(py, self.codes.clone(), self.threads, values, None, false)?;
         rows.statistics(py, ddof)
     }
 }
@@ -116,9 +120,9 @@ impl Groups {
 }
 
 /// A batch of rollouts on its way through shaping, selection and advantages.
-#[pyclass(module = "grpokit._native")]
+#[pyclass(frozen, module = "grpokit._native")]
 pub struct Rows {
-    rows: rows::Rows<Numbers<f64>>,
+    rows: Mutex<rows::Rows<Numbers>>,
     threads: usize,
 }
 
@@ -139,62 +143,68 @@ impl Rows {
 
     /// The number of rows.
     #[getter]
-    fn n(&self) -> usize {
-        self.rows.len()
+    fn n(&self, py: Python<'_>) -> usize {
+        self.lock(py).len()
     }
 
     /// What filters read: (N,) float64.
     fn outcomes<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
-        PyArray1::from_slice(py, self.rows.outcomes())
+        PyArray1::from_slice(py, self.lock(py).outcomes())
     }
 
     /// What advantages read: (N,) float64.
     fn shaped<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
-        PyArray1::from_slice(py, self.rows.rewards())
+        PyArray1::from_slice(py, self.lock(py).rewards())
     }
 
     /// Adds to the shaped rewards.
-    fn add(&mut self, py: Python<'_>, amounts: PyReadonlyArray1<'_, f64>) -> PyResult<()> {
+    fn add(&self, py: Python<'_>, amounts: PyReadonlyArray1<'_, f64>) -> PyResult<()> {
         let amounts = amounts.as_slice()?;
         let add = |rewards: &[f64]| Ok(rewards.iter().zip(amounts).map(|(reward, amount)| reward + amount).collect());
-        py.detach(|| self.rows.shape(add)).map_err(|failure| raise(py, &failure))
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
+        py.detach(|| rows.shape(add)).map_err(|failure| raise(py, &failure))
     }
 
     /// Adds the soft overlong punishment to the shaped rewards.
-    fn overlong(&mut self, py: Python<'_>, response_len: &Bound<'_, PyAny>, max_len: u64, cache: u64) -> PyResult<()> {
-        let given = lengths("response_len", response_len)?;
+    fn overlong(&self, py: Python<'_>, response_len: &Bound<'_, PyAny>, max_len: u64, cache: u64) -> PyResult<()> {
+        let given = lengths(response_len)?;
         let given = slice(&given)?;
         let shape = |rewards: &[f64]| match given {
             Slice::Wide(lengths) => shaping::overlong(rewards, lengths, max_len, cache),
             Slice::Narrow(lengths) => shaping::overlong(rewards, lengths, max_len, cache),
         };
-        py.detach(|| self.rows.shape(shape)).map_err(|failure| raise(py, &failure))
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
+        py.detach(|| rows.shape(shape)).map_err(|failure| raise(py, &failure))
     }
 
     /// Drops the rows that are marked.
     fn drop(
-        &mut self,
+        &self,
         py: Python<'_>,
         marked: PyReadonlyArray1<'_, bool>,
         reason: u32,
         keep_in_statistics: bool,
     ) -> PyResult<()> {
-        let rows = &mut self.rows;
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
         let marked = flags(py, "drop", &marked, rows.len())?;
         py.detach(|| rows.drop_rows(marked, reason, keep_in_statistics));
         Ok(())
     }
 
     /// Drops the groups whose outcomes are all equal within the tolerance.
-    fn drop_without_signal(&mut self, py: Python<'_>, tolerance: f64) -> PyResult<()> {
-        let rows = &mut self.rows;
+    fn drop_without_signal(&self, py: Python<'_>, tolerance: f64) -> PyResult<()> {
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
         detached(py, self.threads, |context| rows.drop_without_signal(tolerance, context))
     }
 
     /// The advantages, by "group_norm", "mean_baseline", "leave_one_out", "global_norm" or "global_norm_baseline".
     #[pyo3(signature = (estimator, ddof=0.0, eps=0.0, weights=None, batches=None))]
     fn advantages<'py>(
-        &mut self,
+        &self,
         py: Python<'py>,
         estimator: &str,
         ddof: f64,
@@ -220,11 +230,12 @@ impl Rows {
         let weights = match weights {
             None => Vec::new(),
             Some(data) => {
-                let given = lengths("response_len", data)?;
+                let given = lengths(data)?;
                 weights_of(slice(&given)?).map_err(|failure| raise(py, &failure))?
             }
         };
-        let rows = &mut self.rows;
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
         let batches = batches.map(|groups| &*groups.codes);
         let values = detached(py, self.threads, |context| rows.advantages(estimator, &weights, batches, context))?;
         Ok(values.into_pyarray(py))
@@ -246,8 +257,9 @@ impl Rows {
     }
 
     /// Count, mean, standard deviation, minimum and maximum of each group's live outcomes.
-    fn statistics<'py>(&mut self, py: Python<'py>, ddof: f64) -> PyResult<Statistics<'py>> {
-        let rows = &mut self.rows;
+    fn statistics<'py>(&self, py: Python<'py>, ddof: f64) -> PyResult<Statistics<'py>> {
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
         let (stats, std) = detached(py, self.threads, |context| {
             let stats = rows.outcome_stats(context)?.clone();
             let mut deviations = rows.outcomes().to_vec();
@@ -266,8 +278,9 @@ impl Rows {
     }
 
     /// Whether each group has signal: max − min beyond the tolerance, over its live outcomes.
-    fn signal<'py>(&mut self, py: Python<'py>, tolerance: f64) -> PyResult<Bound<'py, PyArray1<bool>>> {
-        let rows = &mut self.rows;
+    fn signal<'py>(&self, py: Python<'py>, tolerance: f64) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
         let signal = detached(py, self.threads, |context| {
             let stats = rows.outcome_stats(context)?;
             let test = |(&min, &max): (&f64, &f64)| groups::has_signal(min, max, tolerance);
@@ -300,15 +313,21 @@ impl Rows {
             }
         };
         let rows = py.detach(|| rows::Rows::new(codes, rewards, gate, &scored, drop_not_finite));
-        Ok(Self { rows: rows.map_err(|failure| raise(py, &failure))?, threads })
+        Ok(Self { rows: Mutex::new(rows.map_err(|failure| raise(py, &failure))?), threads })
+    }
+
+    /// The rows; another thread that has them may need the interpreter, so it is given away while waiting.
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, rows::Rows<Numbers>> {
+        self.rows.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read<'py, T: Element + Send>(
         &self,
         py: Python<'py>,
-        of: fn(&rows::Rows<Numbers<f64>>) -> Vec<T>,
+        of: fn(&rows::Rows<Numbers>) -> Vec<T>,
     ) -> Bound<'py, PyArray1<T>> {
-        let rows = &self.rows;
+        let rows = self.lock(py);
+        let rows = &*rows;
         py.detach(|| of(rows)).into_pyarray(py)
     }
 }
@@ -323,7 +342,6 @@ fn slice<'a>(lengths: &'a Lengths<'_>) -> PyResult<Slice<'a>> {
     Ok(match lengths {
         Lengths::Wide(array) => Slice::Wide(array.as_slice()?),
         Lengths::Narrow(array) => Slice::Narrow(array.as_slice()?),
-        Lengths::Arrow(buffer) => Slice::Wide(buffer),
     })
 }
 
