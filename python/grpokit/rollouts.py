@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ._native import Groups, Rows
+from ._native import ArrowColumn, Groups, Rows
 from ._recipe import Recipe
 from ._recipe import recipe as named
 from .columns import Names, Source, floats, integers, keys, take
@@ -77,7 +77,7 @@ class Processed:
     def __init__(
         self, rows: Rows, groups: Groups, ids: list[Any], advantages: NDArray[np.float64], staleness: Any
     ) -> None:
-        # Nothing here refers to the caller's columns, which may be written to before all of this is read.
+        # Nothing here refers to the caller's arrays and lists, which may be written to before all of this is read.
         self._rows, self._groups, self._ids = rows, groups, ids
         self.keep: NDArray[np.bool_] = rows.keep()
         self.advantages: NDArray[np.float64] = advantages
@@ -106,10 +106,11 @@ class Processed:
     @cached_property
     def groups(self) -> GroupTable:
         """One row a group: id, n, mean, std, min, max, signal."""
-        columns = [ids if isinstance(ids, list) else ids.tolist() for ids in self._ids]
+        first = self._groups.first
+        taken = [take(ids, first) if isinstance(ids, ArrowColumn) else ids for ids in self._ids]
+        columns = [ids if isinstance(ids, list) else ids.tolist() for ids in taken]
         ids = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
         n, mean, std, low, high, signal = _statistics(self._rows, 1.0)
-        first = self._groups.first
         return GroupTable(n=n, mean=mean, std=std, min=low, max=high, signal=signal, id=ids, first=first)
 
     @cached_property
@@ -253,7 +254,8 @@ def process(
         shape.run(rows, groups, read)
     for select in recipe.select:
         select.run(rows, groups, read)
-    found = [take(column, groups.first) for column in data]
+    # An Arrow column cannot change, and making Python objects of its ids takes longer than all the rest.
+    found = [column if isinstance(column, ArrowColumn) else take(column, groups.first) for column in data]
     return Processed(rows, groups, found, recipe.advantage.run(rows, groups, read), staleness)
 
 
