@@ -20,7 +20,6 @@ from .errors import error, nearest
 Column = NDArray[Any] | list[Any] | ArrowColumn
 Names = Mapping[str, str | Sequence[str]]
 
-
 WORDS = ("group_id", "reward", "gate", "step", "response_len", "finish", "version_min")
 
 
@@ -239,8 +238,9 @@ def take(data: Column, rows_G: NDArray[np.int64]) -> Any:
 
 def words(name: str, data: Column, known: Sequence[str]) -> NDArray[np.int64]:
     """Each row's place among some known words."""
-    if isinstance(data, list | np.ndarray) and any(word is None for word in data):
-        nulls = [row for row, word in enumerate(data) if word is None]
+    listed = data if isinstance(data, list) else data.tolist() if isinstance(data, np.ndarray) else []
+    if None in listed:
+        nulls = [row for row, word in enumerate(listed) if word is None]
         raise error("null_value", column=name, count=len(nulls), rows=nulls[:5])
     groups = Groups([keys(name, data)], [name])
     found = list(take(data, groups.first))

@@ -1,7 +1,7 @@
 """What a stage is, and the register of all of them.
 
 A stage is a small frozen dataclass whose fields are the paper's symbols. It says which columns it `reads` and in
-what `scope`; when it runs follows from that. There are seven kinds, in the order in which the data flows: `shape`,
+what `scope`; when it runs follows from that. There are six kinds, in the order in which the data flows: `shape`,
 `select`, `advantage` work on rows (NumPy in and out); `correct`, `objective`, `aggregate` on tokens (torch).
 """
 

@@ -77,8 +77,7 @@ def test_other_threads_run_meanwhile(kind):
     end = time.perf_counter()
     ended.set()
     other.join()
-    # A thread that waits for the interpreter asks for it after 5 ms; without a release there is no step at all.
-    assert sum(start < step < end for step in steps) >= 2, (end - start, len(steps))
+    assert sum(start < step < end for step in steps) >= 5, (end - start, len(steps))
 
 
 CTRL_C = """

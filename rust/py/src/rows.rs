@@ -91,14 +91,6 @@ impl Groups {
         let codes = detached(py, self.threads, |context| grpokit_core::keys::factorize_integers(&ids, context))?;
         Ok(Self { codes: codes.into(), threads: self.threads })
     }
-
-    /// Count, mean, standard deviation (with that ddof), minimum and maximum of each group.
-    #[pyo3(signature = (values, ddof))]
-    fn stats<'py>(&self, py: Python<'py>, values: &Bound<'py, PyAny>, ddof: f64) -> PyResult<Statistics<'py>> {
-        // Rows of their own: its checks are those that a batch makes.
-        let rows = Rows::of(py, self.codes.clone(), self.threads, values, None, false)?;
-        rows.statistics(py, ddof)
-    }
 }
 
 type Statistics<'py> = (
