@@ -90,6 +90,18 @@ ROW_SIDE = {
             ["response_len", "[0]"],
         ),
     ],
+    "rollout_differs": [
+        (lambda: gk.process(ROWS | {"rollout_id": [3, 3]}, "rloo"), ["0.0 in row 0 and 1.0 in row 1", "rollout_id"])
+    ],
+    "needs_version": [
+        (lambda: gk.process(ROWS, gk.recipe("rloo").replace(select=(gk.MaxLag(1),))), ["MaxLag", "version="])
+    ],
+    "future_version": [
+        (lambda: gk.process(ROWS | {"version_min": [3, 5]}, "rloo", version=4), ["5 in row 1", "version 4"])
+    ],
+    "lint": [
+        (lambda: gk.process(ROWS | {"group_id": [1, 2]}, "rloo", strict=True), ["all_singletons", "strict=False"])
+    ],
     "unknown_finish": [
         (
             lambda: gk.process(

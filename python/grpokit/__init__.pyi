@@ -17,25 +17,36 @@ from .aggregate import SequenceSum as SequenceSum
 from .aggregate import TokenMean as TokenMean
 from .batch import TokenBatch as TokenBatch
 from .errors import FileError as FileError
+from .errors import GroupWarning as GroupWarning
 from .errors import GrpokitError as GrpokitError
 from .errors import InputError as InputError
 from .errors import InputTypeError as InputTypeError
 from .errors import StateError as StateError
+from .lint import Finding as Finding
 from .mismatch import TIS as TIS
 from .mismatch import IcePop as IcePop
 from .objective import KL as KL
 from .objective import Clip as Clip
 from .objective import Entropy as Entropy
 from .objective import Reinforce as Reinforce
-from .rollouts import GroupStats as GroupStats
-from .rollouts import GroupTable as GroupTable
-from .rollouts import Processed as Processed
+from .processed import GroupStats as GroupStats
+from .processed import GroupTable as GroupTable
+from .processed import Processed as Processed
+from .ranking import Learnability as Learnability
+from .ranking import MaxVariance as MaxVariance
+from .ranking import SourceLimit as SourceLimit
+from .ranking import VarianceQuantile as VarianceQuantile
 from .rollouts import advantages as advantages
 from .rollouts import group as group
 from .rollouts import group_stats as group_stats
 from .rollouts import process as process
+from .selection import Distinct as Distinct
+from .selection import DuplicateWeight as DuplicateWeight
 from .selection import HasSignal as HasSignal
+from .selection import MaxLag as MaxLag
+from .selection import MinGroupSize as MinGroupSize
 from .selection import NotTruncated as NotTruncated
+from .selection import PassRate as PassRate
 from .selection import Reason as Reason
 from .shaping import Overlong as Overlong
 from .shaping import overlong_penalty as overlong_penalty
@@ -56,23 +67,32 @@ __all__ = [
     "Clip",
     "Constant",
     "Correct",
+    "Distinct",
+    "DuplicateWeight",
     "Entropy",
     "FileError",
+    "Finding",
     "GlobalNorm",
     "GroupNorm",
     "GroupStats",
     "GroupTable",
+    "GroupWarning",
     "Groups",
     "GrpokitError",
     "HasSignal",
     "IcePop",
     "InputError",
     "InputTypeError",
+    "Learnability",
     "LeaveOneOut",
+    "MaxLag",
+    "MaxVariance",
     "MeanBaseline",
+    "MinGroupSize",
     "NotTruncated",
     "Objective",
     "Overlong",
+    "PassRate",
     "Processed",
     "Reason",
     "Recipe",
@@ -81,11 +101,13 @@ __all__ = [
     "SequenceMean",
     "SequenceSum",
     "Shape",
+    "SourceLimit",
     "Stage",
     "StateError",
     "Term",
     "TokenBatch",
     "TokenMean",
+    "VarianceQuantile",
     "advantages",
     "group",
     "group_stats",

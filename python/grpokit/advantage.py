@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .parameters import check_choice, check_number
+from .ranking import batches
 from .stages import Advantage, register
 
 if TYPE_CHECKING:
@@ -127,9 +128,6 @@ class GlobalNorm(Advantage):
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> NDArray[np.float64]:
         """The advantages of all rows."""
-        from ._native import Groups as Batches
-
         kind = "global_norm" if self.baseline == "none" else "global_norm_baseline"
         weights = columns["response_len"] if self.over == "tokens" else None
-        batches = Batches([columns["step"]], ["step"]) if "step" in columns else None
-        return rows.advantages(kind, self.ddof, self.eps, weights, batches)
+        return rows.advantages(kind, self.ddof, self.eps, weights, batches(columns))

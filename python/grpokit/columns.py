@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import ArrowColumn, Groups, Table
+from ._native import ArrowColumn, Groups, Table, numbers
 from .errors import error, nearest
 
 Column = NDArray[Any] | list[Any] | ArrowColumn
 Names = Mapping[str, str | Sequence[str]]
 
-WORDS = ("group_id", "reward", "gate", "step", "response_len", "finish", "version_min")
+WORDS = (
+    *("group_id", "rollout_id", "turn_idx", "step", "source"),
+    *("reward", "reward_parts", "gate", "prompt", "text", "token_ids"),
+    *("prompt_len", "response_len", "train_tokens", "finish", "version_min", "version_max"),
+)
+WHOLE = ("step", "turn_idx", "prompt_len", "response_len", "train_tokens", "version_min", "version_max")
+SEVERAL = ("group_id", "reward_parts")
 
 
 class Source:
@@ -40,6 +46,7 @@ class Source:
         self.names = _checked(names or {}, words)
         self.known, self._get = _open(rollouts, [*WORDS, *words])
         self.lengths: dict[str, int] = {}
+        self._found: dict[str, Column] = {}
 
     def __contains__(self, column: str) -> bool:
         """Whether the table has it; a name that the caller gave for it must be there."""
@@ -59,10 +66,19 @@ class Source:
                 raise error("missing_column", nearest=nearest(name, self.known), **context)
             if self.known.count(name) > 1:
                 raise error("duplicate_column", count=self.known.count(name), column=name)
-            data = as_column(name, self._get(name))
-            self._check_length(name, len(data))
-            found.append(data)
+            if name not in self._found:
+                self._found[name] = as_column(name, self._get(name))
+                self._check_length(name, len(self._found[name]))
+            found.append(self._found[name])
         return found
+
+    def optional(self, column: str, reader: str) -> Column | None:
+        """The column of that name where the table has it, or the caller has named it."""
+        return self.get(column, reader) if column in self else None
+
+    def names_of(self, column: str) -> Sequence[str]:
+        """The table's names for a column of grpokit's."""
+        return self._theirs(column)
 
     def _theirs(self, column: str) -> Sequence[str]:
         theirs = self.names.get(column, column)
@@ -85,9 +101,10 @@ def _checked(names: Names, words: Sequence[str]) -> dict[str, str | Sequence[str
         if word not in known:
             near = nearest(str(word), known)
             raise error("unknown_parameter", owner="columns", given=word, nearest=near, known=", ".join(known))
-        several = word == "group_id" and isinstance(theirs, list | tuple) and theirs
+        several = word in SEVERAL and isinstance(theirs, list | tuple) and theirs
         if not isinstance(theirs, str) and not (several and all(isinstance(name, str) for name in theirs)):
-            expected = "a column's name" + (", or several names for a composite key" if word == "group_id" else "")
+            purpose = {"group_id": ", or several names for a composite key", "reward_parts": ", or several names"}
+            expected = "a column's name" + purpose.get(word, "")
             raise error("bad_parameter", owner="columns", name=word, given=theirs, expected=expected)
     return dict(names)
 
@@ -234,6 +251,62 @@ def take(data: Column, rows_G: NDArray[np.int64]) -> Any:
     if len(rows_G) < 2:
         return [data[row] for row in rows_G.tolist()]
     return list(itemgetter(*rows_G.tolist())(data))
+
+
+def owned(data: Column) -> Column:
+    """A column that stays what it is when the caller writes to theirs."""
+    return data if isinstance(data, ArrowColumn) else data.copy()
+
+
+def numeric_parts(source: Source) -> dict[str, NDArray[np.float64]]:
+    """The parts that rewards are made of, by name: (N,) float64 each, NaN where a row has none.
+
+    `reward_parts` is one or several columns of numbers, a column of records, or an Arrow column of structs.
+    """
+    if "reward_parts" not in source:
+        return {}
+    found: dict[str, Any] = {}
+    for name, column in zip(source.names_of("reward_parts"), source.several("reward_parts", "process"), strict=True):
+        if isinstance(column, ArrowColumn):
+            fields = column.fields()
+            found |= {field: column.field(field) for field in fields} if fields else {name: column}
+            continue
+        listed = column.tolist() if isinstance(column, np.ndarray) and column.dtype.kind == "O" else column
+        if isinstance(listed, list) and any(isinstance(value, Mapping) for value in listed):
+            records = [value or {} for value in listed]
+            fields = list(dict.fromkeys(field for record in records for field in record))
+            found |= {field: [record.get(field) for record in records] for field in fields}
+        else:
+            found[name] = listed
+    parts = {}
+    for name, column in found.items():
+        values, known = numbers(name, floats(name, column))
+        values[~known] = np.nan
+        parts[name] = values
+    return parts
+
+
+def contents(name: str, data: Column, groups: Groups) -> Groups:
+    """The rows of a group that hold the same text or the same token ids, as groups."""
+    return Groups([groups.codes.astype(np.int64), content_keys(name, data)], ["group_id", name])
+
+
+def content_keys(name: str, data: Column) -> Column:
+    """Text or lists of token ids as keys for the native core."""
+    if isinstance(data, ArrowColumn) or (isinstance(data, np.ndarray) and data.dtype.kind != "O"):
+        return keys(name, data)
+    listed = data if isinstance(data, list) else data.tolist()
+    if not listed or isinstance(listed[0], str | bytes):
+        return listed
+    return [_token_bytes(name, row, ids) for row, ids in enumerate(listed)]
+
+
+def _token_bytes(name: str, row: int, ids: Any) -> bytes:
+    array = np.asarray(ids) if isinstance(ids, list | tuple | np.ndarray) else np.zeros((), object)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        given = f"{type(ids).__name__} in row {row}"
+        raise error("column_type", column=name, given=given, expected="text, or lists of token ids")
+    return array.astype(np.int64).tobytes()
 
 
 def words(name: str, data: Column, known: Sequence[str]) -> NDArray[np.int64]:

@@ -53,6 +53,10 @@ class StateError(GrpokitError, RuntimeError):
     """Calls in an order that cannot work."""
 
 
+class GroupWarning(UserWarning):
+    """The groups cannot be what was meant, and the numbers that come out are useless."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """One row of the table: the exception class and the sentence."""
@@ -97,6 +101,24 @@ KINDS: dict[str, Kind] = {
         InputError,
         "column {column!r} is null in {count} rows, the first: {rows}. Only `reward` and `gate` may be null; "
         "fill or drop these rows.",
+    ),
+    "rollout_differs": Kind(
+        InputError,
+        "{column!r} is {other!r} in row {first} and {value!r} in row {row}, which are of one rollout. Give every "
+        "row of a rollout the value of the whole (its reward counts once), or give these rows different `rollout_id`s.",
+    ),
+    "needs_version": Kind(
+        InputError,
+        "{reader} compares versions, and the trainer's is not given. Give it: process(..., version=...).",
+    ),
+    "future_version": Kind(
+        InputError,
+        "{column!r} is {value} in row {row}, and the trainer is at version {version}. No answer can be newer than the "
+        "policy that is trained: check version=, or the column.",
+    ),
+    "lint": Kind(
+        InputError,
+        "{count} findings, and strict=True:\n{findings}\nMend the table, or call with strict=False and see out.lint.",
     ),
     "unknown_finish": Kind(
         InputError,

@@ -50,8 +50,8 @@ def check_choice(stage: Any, name: str, choices: tuple[str, ...]) -> None:
         raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
 
 
-def check_count(stage: Any, name: str) -> None:
-    """Refuses a parameter that is not a whole number, 0 or more.
+def check_count(stage: Any, name: str, *, at_least: int = 0) -> None:
+    """Refuses a parameter that is not a whole number, 0 (or `at_least`) or more.
 
     Raises
     ------
@@ -59,6 +59,6 @@ def check_count(stage: Any, name: str) -> None:
         `bad_parameter`, with the stage and the parameter.
     """
     value = getattr(stage, name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
-        expected = "a whole number, 0 or more"
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**53:
+        expected = f"a whole number, {at_least} or more"
         raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)

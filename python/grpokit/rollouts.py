@@ -1,161 +1,35 @@
 """Door 1: a table of rollouts through stages 1 to 4, in one call.
 
-In: any table of rollouts and a recipe. Out: for every row, in the input's order, whether it is kept and why not, and
+In: any table of rollouts and a recipe. Out: for every row, in the table's order, whether it is kept and why not, and
 its advantage; for every group its statistics.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from ._native import ArrowColumn, Groups, Rows
 from ._recipe import Recipe
 from ._recipe import recipe as named
-from .columns import Names, Source, floats, integers, keys, take
-from .errors import error
-from .selection import Reason
+from .columns import WHOLE, Names, Source, floats, integers, keys, numeric_parts, owned, take
+from .errors import GroupWarning, error
+from .fan_out import FanOut
+from .lint import CODES, every_group_is_one
+from .processed import GroupStats, Processed, statistics
 from .stages import Advantage
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
+    from .columns import Column
+    from .stages import Select, Stage
 
-@dataclass(frozen=True, eq=False)
-class GroupStats:
-    """One row a group, in order of first appearance.
-
-    Attributes
-    ----------
-    n : (G,) int64
-        Rows that count: those with a reward that no stage took out of the statistics.
-    mean, std, min, max : (G,) float64
-        Of these rows, NaN where there is none (std 0); std with the ddof that was asked for, 0 for a group without
-        signal.
-    signal : (G,) bool
-        max > min.
-    """
-
-    n: NDArray[np.int64]
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    min: NDArray[np.float64]
-    max: NDArray[np.float64]
-    signal: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class GroupTable(GroupStats):
-    """The groups of a table, their outcomes' statistics (ddof 1) after selection, and their ids.
-
-    Attributes
-    ----------
-    id : list
-        The group's id, as the table has it; a tuple for a composite key.
-    first : (G,) int64
-        The group's first row.
-    """
-
-    id: list[Any]
-    first: NDArray[np.int64]
-
-
-class Processed:
-    """What `process` found, for every row in the order of the input.
-
-    Attributes
-    ----------
-    keep : (N,) bool
-        Whether the row is worth training on.
-    advantages : (N,) float64
-        Exactly 0 where dropped.
-    """
-
-    def __init__(
-        self, rows: Rows, groups: Groups, ids: list[Any], advantages: NDArray[np.float64], staleness: Any
-    ) -> None:
-        # Nothing here refers to the caller's arrays and lists, which may be written to before all of this is read.
-        self._rows, self._groups, self._ids = rows, groups, ids
-        self.keep: NDArray[np.bool_] = rows.keep()
-        self.advantages: NDArray[np.float64] = advantages
-        self.staleness: NDArray[np.int64] | None = staleness
-
-    def __len__(self) -> int:
-        return len(self.keep)
-
-    @cached_property
-    def reasons(self) -> NDArray[np.uint32]:
-        """(N,) uint32: every `Reason` that applies, 0 when kept."""
-        return self._rows.reasons()
-
-    @cached_property
-    def first_reason(self) -> NDArray[np.uint32]:
-        """(N,) uint32: the one `Reason` that counts, that of the stage that came first; 0 when kept."""
-        return self._rows.first_reasons()
-
-    @cached_property
-    def shaped_rewards(self) -> NDArray[np.float64]:
-        """(N,) float64: what the advantage read; NaN where the row has no reward."""
-        shaped = self._rows.shaped()
-        shaped[(self.reasons & Reason.UNSCORED) != 0] = np.nan
-        return shaped
-
-    @cached_property
-    def groups(self) -> GroupTable:
-        """One row a group: id, n, mean, std, min, max, signal."""
-        first = self._groups.first
-        taken = [take(ids, first) if isinstance(ids, ArrowColumn) else ids for ids in self._ids]
-        columns = [ids if isinstance(ids, list) else ids.tolist() for ids in taken]
-        ids = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-        n, mean, std, low, high, signal = _statistics(self._rows, 1.0)
-        return GroupTable(n=n, mean=mean, std=std, min=low, max=high, signal=signal, id=ids, first=first)
-
-    @cached_property
-    def counts(self) -> dict[str, int]:
-        """Rows by what became of them: "in", "kept", and each reason that came first, by its name in lower case.
-
-        in = kept + Σ dropped, always.
-        """
-        values, counts = np.unique(self.first_reason, return_counts=True)
-        found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-        kept = found.pop(0, 0)
-        dropped = {name_of(value): count for value, count in found.items()}
-        if kept != int(self.keep.sum()) or kept + sum(dropped.values()) != len(self):
-            raise AssertionError(f"{len(self)} rows in, {kept} kept, {dropped} dropped: a bug in grpokit")
-        return {"in": len(self), "kept": kept} | dropped
-
-    def __str__(self) -> str:
-        counts, groups = self.counts, self.groups
-        dropped = {name: count for name, count in counts.items() if name not in ("in", "kept")}
-        lines = [f"{counts['in']:,} rows in {len(groups.n):,} groups"]
-        for name, count in ({"kept": counts["kept"]} | dropped).items():
-            lines.append(f"  {name:<12} {count:>12,}  {count / max(len(self), 1):7.2%}")
-        if len(groups.n):
-            sizes, without = self._groups.sizes, int((~groups.signal).sum())
-            lines.append(f"groups of {sizes.min():,} to {sizes.max():,} rows, {without:,} without signal")
-            if (sizes == 1).any() and sizes.max() > 1:
-                lines.append(f"lint: {int((sizes == 1).sum()):,} groups have one row; are their ids right?")
-            elif len(groups.n) > 1 and sizes.max() == 1:
-                lines.append("lint: every group has one row; is group_id the id of the prompt?")
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return f"Processed({self.counts})"
-
-
-def _statistics(rows: Rows, ddof: float) -> tuple[Any, ...]:
-    n, mean, std, low, high = rows.statistics(ddof)
-    for column in (mean, low, high):
-        column[n == 0] = np.nan
-    return n, mean, std, low, high, rows.signal(0.0)
-
-
-def name_of(reason: int) -> str:
-    """A reason's name, as the counts have it."""
-    return str(Reason(reason).name).lower()
+_HELD = ("source", "prompt", "text", "token_ids", "turn_idx", "finish", "response_len")
 
 
 def process(
@@ -163,7 +37,10 @@ def process(
     recipe: Recipe | str,
     *,
     version: int | None = None,
+    need: int | None = None,
+    order: Literal["arrival", "index"] = "arrival",
     columns: Names | None = None,
+    strict: bool | Collection[str] = False,
     threads: int | None = None,
     **parameters: Any,
 ) -> Processed:
@@ -176,13 +53,22 @@ def process(
         a list of dicts; a pandas NaN is a null. Required columns: `group_id` (integers or strings) and `reward`
         (numbers; null: the answer could not be scored). Read where a stage needs them or where they are there:
         `gate` (the outcome to select on, when it is not the reward), `step` (part of the key, and the batch),
-        `response_len` (tokens), `finish`.
+        `rollout_id` (rows that share it are one answer, whose reward counts once) and `turn_idx`, `source`,
+        `response_len` (tokens), `finish`, `version_min`, `version_max`, `text`, `token_ids`, `prompt`,
+        `reward_parts`.
     recipe : Recipe or str
         A recipe, or the name of one with its parameters as keyword arguments.
     version : int, optional
         The trainer's policy version; `version_min` must then be a column, and `staleness` is their difference.
+    need : int, optional
+        How many groups make a full batch. Further good ones are dropped as `surplus`, to be carried over.
+    order : {"arrival", "index"}
+        Which groups a full batch takes: those whose last row comes first, or those of the smallest `group_id`.
     columns : dict, optional
-        The table's own names by grpokit's, as in ``{"group_id": "uid"}``; a list of names makes a composite key.
+        The table's own names by grpokit's, as in ``{"group_id": "uid"}``; a list of names makes a composite key, or
+        several `reward_parts`.
+    strict : bool or collection of str
+        Raise where the lint finds something: anything, or one of these codes.
     threads : int, optional
         Threads to use; by default `GRPOKIT_NUM_THREADS`, else the cores that the process may use. The result does
         not depend on it.
@@ -190,18 +76,32 @@ def process(
     Returns
     -------
     Processed
-        `keep`, `reasons`, `advantages`, `shaped_rewards`, `groups`, `counts`; `print` shows a table.
+        `keep`, `reasons`, `advantages`, `shaped_rewards`, `groups`, `counts`, `lint`, `explain(row)`, `metrics()`;
+        `print` shows a table.
 
     Raises
     ------
     InputError, InputTypeError
         A column that is missing, of a wrong length or type, or null where it must not be; a reward that is NaN or
-        infinite (unless the recipe drops these); a negative length; an unknown recipe or parameter.
+        infinite (unless the recipe drops these); a negative length; rows of one rollout that disagree; an answer
+        newer than `version`; an unknown recipe or parameter; a finding, where `strict`.
+
+    Warns
+    -----
+    GroupWarning
+        Every group has one row, and the estimator is relative to the group.
+
+    Notes
+    -----
+    Refilling a batch as DAPO does needs nothing but this call: while ``out.missing`` the kept rows wait for more, and
+    the `surplus` of a full batch begins the next one. Taking the groups that are complete first favours prompts with
+    short answers, and whatever is taken of a stream of accepted groups weighs prompts by how often they have signal:
+    ``order="index"`` removes the first bias, nothing removes the second.
 
     Examples
     --------
     >>> import grpokit as gk
-    >>> rollouts = {"group_id": ["a", "a", "b", "b"], "reward": [1.0, 0.0, 1.0, 1.0], "response_len": [9, 12, 7, 30]}
+    >>> rollouts = {"group_id": ["a", "a", "b", "b"], "reward": [1.0, 0.0, 1.0, 1.0], "response_len": [9, 12, 7, 18]}
     >>> out = gk.process(rollouts, "dapo", max_len=20)
     >>> out.keep.tolist()
     [True, True, False, False]
@@ -212,51 +112,168 @@ def process(
       kept                    2   50.00%
       no_signal               2   50.00%
     groups of 2 to 2 rows, 1 without signal
+    >>> out.explain(3)
+    "Row 3 (group 'b', outcome 1) is dropped, no_signal: all 2 outcomes of its group are equal (1)."
     """
+    recipe = _resolved(recipe, parameters)
+    for name, value, least in (("version", version, None), ("need", need, 1)):
+        _check_whole(name, value, least)
+    if order not in ("arrival", "index"):
+        raise error("bad_parameter", owner="process", name="order", given=order, expected="'arrival' or 'index'")
+
+    stages = (*recipe.shape, *recipe.select, recipe.advantage)
+    reads = {name: stage for stage in reversed(stages) for name in sorted(stage.reads, reverse=True)}
+    source = Source(rollouts, columns, [name for name in reads if name != "version"])
+    names, key = _key(source)
+    row_groups = Groups([keys(n, c) for n, c in zip(names, key, strict=True)], names, _threads(threads))
+    fan_out = None
+    if "rollout_id" in source:
+        fan_out = FanOut(keys("rollout_id", source.get("rollout_id", "process")), row_groups, threads)
+        # One row a rollout is the ordinary case, and needs no detour.
+        fan_out = None if len(fan_out) == len(row_groups.codes) else fan_out
+    groups = row_groups if fan_out is None else fan_out.groups(row_groups, threads)
+
+    rows = Rows(groups, *_scores(source, fan_out, recipe), recipe.not_finite == "drop")
+    read = _columns(source, fan_out, reads, version)
+    if "step" in source:
+        steps = integers("step", source.get("step", "process"))
+        read["step"] = steps if fan_out is None else steps[fan_out.first]
+    held = {name: owned(column) for name in _HELD if (column := source.optional(name, "process")) is not None}
+    if "step" in read and "prompt" in held:
+        held["step"] = owned(integers("step", source.get("step", "process")))
+    staleness = None
+    if version is not None:
+        versions = integers("version_min", source.get("version_min", "process(version=...)"))
+        _check_versions("version_min", versions, version)
+        staleness = version - versions.astype(np.int64)
+
+    for shape in recipe.shape:
+        shape.run(rows, groups, read)
+    made: list[Select | None] = [None] * rows.stages
+    for select in recipe.select:
+        select.run(rows, groups, read)
+        made += [select] * (rows.stages - len(made))
+    missing = None
+    if need is not None:
+        missing = need - rows.drop_surplus(need, None if order == "arrival" else _ranks(key, row_groups))
+        made.append(None)
+    advantages = recipe.advantage.run(rows, groups, read)
+    # An Arrow column cannot change, and making Python objects of its ids takes longer than all the rest.
+    first = row_groups.first
+    out = Processed(
+        recipe=recipe,
+        rows=rows,
+        groups=groups,
+        row_groups=row_groups,
+        fan_out=fan_out,
+        ids=[column if isinstance(column, ArrowColumn) else take(column, first) for column in key],
+        held=held,
+        sources=_sources(held, fan_out),
+        parts=numeric_parts(source),
+        stages=made,
+        advantages=advantages,
+        staleness=staleness,
+        missing=missing,
+    )
+    _report(out, recipe, strict)
+    return out
+
+
+def _resolved(recipe: Any, parameters: dict[str, Any]) -> Recipe:
     if isinstance(recipe, str):
-        recipe = named(recipe, **parameters)
-    elif parameters:
+        return named(recipe, **parameters)
+    if parameters:
         given = next(iter(parameters))
         expected = "no parameters beside a Recipe; give them to grpokit.recipe(...), or use recipe.replace(...)"
         raise error("bad_parameter", owner="process", name=given, given=parameters[given], expected=expected)
     if not isinstance(recipe, Recipe):
-        raise error(
-            "bad_parameter", owner="process", name="recipe", given=recipe, expected="a grpokit.Recipe or a name"
-        )
+        expected = "a grpokit.Recipe or a name"
+        raise error("bad_parameter", owner="process", name="recipe", given=recipe, expected=expected)
+    return recipe
 
-    stages = (*recipe.shape, *recipe.select, recipe.advantage)
-    reads = dict.fromkeys(name for stage in stages for name in sorted(stage.reads))
-    source = Source(rollouts, columns, list(reads))
-    ids = {"group_id": source.several("group_id", "process")}
-    reward = floats("reward", source.get("reward", "process"))
-    gate = floats("gate", source.get("gate", "process")) if "gate" in source else None
-    read: dict[str, Any] = {}
-    if "step" in source:
-        read["step"] = integers("step", source.get("step", "process"))
-        ids = {"step": [read["step"]]} | ids
-    for stage in stages:
-        for name in stage.reads - read.keys():
-            column = source.get(name, type(stage).__name__)
-            read[name] = integers(name, column) if name == "response_len" else column
-    staleness = None
-    if version is not None:
-        if isinstance(version, bool) or not isinstance(version, int):
-            raise error("bad_parameter", owner="process", name="version", given=version, expected="a whole number")
-        staleness = version - integers("version_min", source.get("version_min", "process(version=...)")).astype(
-            np.int64
-        )
 
-    names = [name for name, columns in ids.items() for _ in columns]
-    data = [column for columns in ids.values() for column in columns]
-    groups = Groups([keys(n, c) for n, c in zip(names, data, strict=True)], names, _threads(threads))
-    rows = Rows(groups, reward, gate, recipe.not_finite == "drop")
-    for shape in recipe.shape:
-        shape.run(rows, groups, read)
-    for select in recipe.select:
-        select.run(rows, groups, read)
-    # An Arrow column cannot change, and making Python objects of its ids takes longer than all the rest.
-    found = [column if isinstance(column, ArrowColumn) else take(column, groups.first) for column in data]
-    return Processed(rows, groups, found, recipe.advantage.run(rows, groups, read), staleness)
+def _check_whole(name: str, value: Any, least: int | None) -> None:
+    fine = value is None or (isinstance(value, int) and not isinstance(value, bool))
+    if not fine or (value is not None and least is not None and value < least):
+        expected = "a whole number" + (f", {least} or more" if least is not None else "")
+        raise error("bad_parameter", owner="process", name=name, given=value, expected=expected)
+
+
+def _key(source: Source) -> tuple[list[str], list[Column]]:
+    """The columns of the group's key: the step where there is one, and the id's."""
+    ids = source.several("group_id", "process")
+    names = ["group_id"] * len(ids)
+    if "step" not in source:
+        return names, ids
+    return ["step", *names], [integers("step", source.get("step", "process")), *ids]
+
+
+def _scores(source: Source, fan_out: FanOut | None, recipe: Recipe) -> tuple[Any, Any]:
+    """The reward and the gate of each rollout."""
+    found: list[Any] = [None, None]
+    for at, name in enumerate(("reward", "gate")):
+        if name == "reward" or name in source:
+            column = floats(name, source.get(name, "process"))
+            finite = recipe.not_finite == "error"
+            found[at] = column if fan_out is None else fan_out.scores(name, column, finite=finite)
+    return found[0], found[1]
+
+
+def _columns(source: Source, fan_out: FanOut | None, reads: dict[str, Stage], version: int | None) -> dict[str, Any]:
+    """What the stages read, one value a rollout."""
+    if "version" in reads and version is None:
+        raise error("needs_version", reader=type(reads["version"]).__name__)
+    read: dict[str, Any] = {"version": version}
+    for name in [name for name in reads if name != "version"]:
+        column = source.get(name, type(reads[name]).__name__)
+        if name in WHOLE:
+            column = integers(name, column)
+        if name in ("version_min", "version_max") and version is not None:
+            _check_versions(name, column, version)
+        read[name] = column if fan_out is None else fan_out.reduce(name, column)
+    return read
+
+
+def _sources(held: dict[str, Column], fan_out: FanOut | None) -> tuple[Groups, list[Any]] | None:
+    """The source of each rollout, and their names."""
+    if "source" not in held:
+        return None
+    data = held["source"] if fan_out is None else fan_out.reduce("source", held["source"])
+    sources = Groups([keys("source", data)], ["source"])
+    return sources, list(take(data, sources.first))
+
+
+def _check_versions(name: str, versions_N: Any, version: int) -> None:
+    newer = versions_N > version
+    if newer.any():
+        row = int(newer.argmax())
+        raise error("future_version", column=name, row=row, value=int(versions_N[row]), version=version)
+
+
+def _ranks(key: list[Column], groups: Groups) -> NDArray[np.int64]:
+    """The place of each group when they are sorted by their ids: (G,) int64."""
+    columns = [take(column, groups.first) for column in key]
+    listed = [column if isinstance(column, list) else column.tolist() for column in columns]
+    ids = list(zip(*listed, strict=True))
+    ranks_G = np.empty(len(groups), np.int64)
+    ranks_G[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    return ranks_G
+
+
+def _report(out: Processed, recipe: Recipe, strict: bool | Collection[str]) -> None:
+    """Warns of what no number survives, and raises what the caller wants raised."""
+    finding = every_group_is_one(out._rows.n, len(out._groups), recipe.advantage.signal)
+    if strict:
+        codes = CODES if strict is True else [strict] if isinstance(strict, str) else list(strict)
+        for code in codes:
+            if code not in CODES:
+                expected = "True, False, or some of " + ", ".join(CODES)
+                raise error("bad_parameter", owner="process", name="strict", given=code, expected=expected)
+        found = [str(finding) for finding in out.lint if finding.code in codes]
+        if found:
+            raise error("lint", count=len(found), findings="\n".join(found))
+    if finding:
+        warnings.warn(str(finding), GroupWarning, stacklevel=3)
 
 
 def _threads(given: Any) -> int | None:
@@ -329,7 +346,7 @@ def group_stats(rewards: Any, groups: Any, *, ddof: float = 1) -> GroupStats:
     """
     if isinstance(ddof, bool) or not isinstance(ddof, int | float) or not 0 <= ddof < np.inf:
         raise error("bad_parameter", owner="group_stats", name="ddof", given=ddof, expected="a number, 0 or more")
-    return GroupStats(*_statistics(Rows(_grouped(groups), floats("reward", rewards)), ddof))
+    return GroupStats(*statistics(Rows(_grouped(groups), floats("reward", rewards)), ddof))
 
 
 def advantages(

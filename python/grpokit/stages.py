@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from .errors import error, nearest
 
@@ -61,6 +61,15 @@ class Shape(Stage):
         rows.add(_column(self, amounts, rows.n, "f", rows.keep()))
 
 
+class Read(NamedTuple):
+    """What a selection of groups read: a group's outcomes that counted at that moment."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
 class Select(Stage):
     """Marks rows to drop. `stats` says whether what it drops stays in its group's statistics."""
 
@@ -74,6 +83,10 @@ class Select(Stage):
         """Applies the stage; built-in stages call the native core here."""
         keep = _column(self, self(rows.outcomes(), groups, as_numpy(self, columns)), rows.n, "b")
         rows.drop(~keep, OTHER, self.stats == "keep")
+
+    def because(self, read: Read | None) -> str:
+        """Why a row that it dropped was dropped, for `out.explain`; `read` is there where whole groups are dropped."""
+        return f"the stage {type(self).__name__} says so"
 
 
 class Advantage(Stage):
@@ -154,7 +167,7 @@ KINDS: dict[str, type[Stage]] = {
     "aggregate": Aggregate,
 }
 REGISTRY: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "recipe")}
-_HOME = ("shaping", "selection", "advantage", "mismatch", "objective", "aggregate", "recipes")
+_HOME = ("shaping", "selection", "ranking", "advantage", "mismatch", "objective", "aggregate", "recipes")
 
 T = TypeVar("T", bound=Callable[..., Any])
 

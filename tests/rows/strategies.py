@@ -28,6 +28,9 @@ class Rollouts:
     gate: list | None
     response_len: list
     finish: list
+    text: list
+    source: list
+    version_min: list
     step: list | None
 
     @property
@@ -37,6 +40,10 @@ class Rollouts:
     @property
     def key(self):
         return self.group_id if self.step is None else list(zip(self.step, self.group_id, strict=True))
+
+    def batch(self, key):
+        """The batch of a group: its step, where there is one."""
+        return 0 if self.step is None else key[0]
 
     def take(self, rows):
         return Rollouts(*(None if c is None else [c[i] for i in rows] for c in vars(self).values()))
@@ -57,5 +64,8 @@ def rollouts(draw, *, nulls=True, gate=True, steps=True):
         draw(column(st.sampled_from((0.0, 1.0)))) if gate and draw(st.booleans()) else None,
         draw(column(st.integers(0, 40))),
         draw(column(st.sampled_from(("stop", "length", "abort")))),
+        draw(column(st.sampled_from(("", "42", "ä", "4" * 40)))),
+        draw(column(st.sampled_from(("math", "code", "")))),
+        draw(column(st.integers(0, 10))),
         draw(column(st.integers(3, 4))) if steps and draw(st.booleans()) else None,
     )

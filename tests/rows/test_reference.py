@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import grpokit as gk
 from grpokit.reference import advantage as ref
-from grpokit.reference import shaping
+from grpokit.reference import ranking, shaping
 from grpokit.reference.selection import Selection
 
 from .strategies import rollouts
@@ -20,23 +20,63 @@ RELATIVE = {
     gk.MeanBaseline(): ref.mean_baseline,
     gk.LeaveOneOut(): ref.leave_one_out,
 }
-SELECT = st.lists(
-    st.sampled_from(
-        (
-            gk.HasSignal(),
-            gk.HasSignal(0.5),
-            gk.NotTruncated(),
-            gk.NotTruncated(stats="keep"),
-            gk.NotTruncated(max_len=20, stats="keep"),
-            gk.NotTruncated(max_len=30),
-        )
+# Each stage, and what the reference does for it.
+VERSION = 10
+BY_REFERENCE = {
+    gk.HasSignal: lambda s, data, stage: s.has_signal(stage.tolerance),
+    gk.PassRate: lambda s, data, stage: s.pass_rate(stage.low, stage.high),
+    gk.MinGroupSize: lambda s, data, stage: s.min_group_size(stage.rows),
+    gk.MaxLag: lambda s, data, stage: s.max_lag([VERSION - v for v in data.version_min], stage.lag, stats=stage.stats),
+    gk.Distinct: lambda s, data, stage: s.distinct(data.text, stats=stage.stats),
+    gk.MaxVariance: lambda s, data, stage: ranking.max_variance(s, stage.m, stats=stage.stats),
+    gk.VarianceQuantile: lambda s, data, stage: ranking.variance_quantile(s, stage.share, data.batch),
+    gk.Learnability: lambda s, data, stage: ranking.learnability(s, stage.groups, data.batch),
+    gk.SourceLimit: lambda s, data, stage: ranking.source_limit(
+        s, stage.groups, data.source, data.batch, only=stage.source
     ),
-    max_size=4,
+    gk.NotTruncated: lambda s, data, stage: s.not_truncated(
+        lambda i: data.finish[i] == "length" if stage.max_len is None else data.response_len[i] >= stage.max_len,
+        stats=stage.stats,
+    ),
+}
+# What happens to a group depends on nothing else ...
+ALONE = (
+    gk.HasSignal(),
+    gk.HasSignal(0.5),
+    gk.NotTruncated(),
+    gk.NotTruncated(stats="keep"),
+    gk.NotTruncated(max_len=20, stats="keep"),
+    gk.NotTruncated(max_len=30),
+    gk.PassRate(0.2, 0.8),
+    gk.PassRate(0.0, 0.5),
+    gk.MinGroupSize(2),
+    gk.MinGroupSize(4),
+    gk.MaxLag(3),
+    gk.MaxLag(7, stats="keep"),
+    gk.Distinct("text"),
+    gk.Distinct("text", stats="keep"),
+    gk.MaxVariance(2),
+    gk.MaxVariance(3, stats="keep"),
 )
+# ... or on the other groups of its batch.
+COMPETING = (
+    gk.VarianceQuantile(0.25),
+    gk.VarianceQuantile(0.75),
+    gk.Learnability(2),
+    gk.SourceLimit(1),
+    gk.SourceLimit(1, source="math"),
+    gk.SourceLimit(0, source="nobody's"),
+)
+SELECT = st.lists(st.sampled_from(ALONE), max_size=4)
+SELECT_ANY = st.lists(st.sampled_from((*ALONE, *COMPETING)), max_size=5)
 
 
 def recipe(advantage, select=(), shape=()):
     return gk.recipe("grpo").replace(advantage=advantage, select=tuple(select), shape=tuple(shape))
+
+
+def run(data, *args, **kwargs):
+    return gk.process(data.table, recipe(*args), version=VERSION, **kwargs)
 
 
 def select_by_reference(data, stages):
@@ -44,14 +84,23 @@ def select_by_reference(data, stages):
     unscored = [r is None or o is None for r, o in zip(data.reward, outcomes, strict=True)]
     selection = Selection(data.key, [None if gone else o for gone, o in zip(unscored, outcomes, strict=True)])
     for stage in stages:
-        if isinstance(stage, gk.HasSignal):
-            selection.has_signal(stage.tolerance)
-        elif stage.max_len is None:
-            selection.not_truncated(lambda i: data.finish[i] == "length", stats=stage.stats)
-        else:
-            longest = stage.max_len
-            selection.not_truncated(lambda i, longest=longest: data.response_len[i] >= longest, stats=stage.stats)
+        BY_REFERENCE[type(stage)](selection, data, stage)
     return selection
+
+
+def check_selection(out, selection, data):
+    assert out.keep.tolist() == selection.keep()
+    assert out.reasons.tolist() == [sum(set(reasons)) for reasons in selection.reasons]
+    assert out.first_reason.tolist() == [reasons[0] if reasons else 0 for reasons in selection.reasons]
+    assert set(out.counts_by_source) == set(data.source)
+    for counts, rows in (
+        (out.counts, range(len(data.key))),
+        *((of, [i for i, x in enumerate(data.source) if x == source]) for source, of in out.counts_by_source.items()),
+    ):
+        assert counts["in"] == len(rows) == sum(n for name, n in counts.items() if name != "in")
+        assert counts["kept"] == sum(out.keep[i] for i in rows)
+        for reason in gk.Reason:
+            assert counts.get(reason.name.lower(), 0) == sum(out.first_reason[i] == reason for i in rows)
 
 
 def close(given, expected, R):
@@ -60,19 +109,11 @@ def close(given, expected, R):
     return np.abs(given - expected) <= 1e-12 * (np.abs(expected) + scale + 1e-300)
 
 
-@given(rollouts(), SELECT)
+@given(rollouts(), SELECT_ANY)
 def test_selection_is_the_reference(data, stages):
-    out = gk.process(data.table, recipe(gk.MeanBaseline(), stages))
+    out = run(data, gk.MeanBaseline(), stages)
     selection = select_by_reference(data, stages)
-    assert out.keep.tolist() == selection.keep()
-    assert out.reasons.tolist() == [sum(set(reasons)) for reasons in selection.reasons]
-    assert out.first_reason.tolist() == [reasons[0] if reasons else 0 for reasons in selection.reasons]
-    counts = out.counts
-    assert (
-        counts["in"]
-        == len(data.group_id)
-        == counts["kept"] + sum(count for name, count in counts.items() if name not in ("in", "kept"))
-    )
+    check_selection(out, selection, data)
     live = {}
     for key, outcome, alive in zip(data.key, selection.outcomes, selection.live, strict=True):
         live.setdefault(key, []).extend([outcome] if alive else [])
@@ -87,10 +128,10 @@ def test_selection_is_the_reference(data, stages):
             assert close(groups.std[g], ref.std(R, 1), R)
 
 
-@given(rollouts(), SELECT, st.sampled_from(list(RELATIVE)), st.booleans())
+@given(rollouts(), SELECT_ANY, st.sampled_from(list(RELATIVE)), st.booleans())
 def test_advantages_are_the_reference(data, stages, estimator, shaped):
     shape = [gk.Overlong(30, 20)] if shaped else []
-    out = gk.process(data.table, recipe(estimator, stages, shape))
+    out = run(data, estimator, stages, shape)
     selection = select_by_reference(data, stages)
     penalty = shaping.overlong(data.response_len, 30, 20) if shaped else np.zeros(len(data.reward))
     rewards = [None if r is None else r + p for r, p in zip(data.reward, penalty, strict=True)]
@@ -159,7 +200,7 @@ def test_shift_and_scale(data, estimator, shift, scale):
 @given(rollouts(), SELECT, st.sampled_from(list(RELATIVE)), st.randoms(use_true_random=False))
 def test_permutation_and_relabelling(data, stages, estimator, random):
     """The order of groups and their names change nothing, to the bit; rows of a group keep their order."""
-    out = gk.process(data.table, recipe(estimator, stages))
+    out = run(data, estimator, stages)
     key = data.key
     labels = {k: i for i, k in enumerate(random.sample(sorted(set(key), key=repr), len(set(key))))}
     order = list(range(len(key)))
@@ -169,18 +210,18 @@ def test_permutation_and_relabelling(data, stages, estimator, random):
     order = [next(waiting[key[i]]) for i in order]
     moved = data.take(order)
     moved.step, moved.group_id = None, [labels[key[i]] for i in order]
-    again = gk.process(moved.table, recipe(estimator, stages))
+    again = run(moved, estimator, stages)
     np.testing.assert_array_equal(again.advantages, out.advantages[order])
     np.testing.assert_array_equal(again.reasons, out.reasons[order])
 
 
 @given(rollouts(), SELECT, st.sampled_from(list(RELATIVE)))
 def test_tables_of_whole_groups_can_be_split_and_merged(data, stages, estimator):
-    out = gk.process(data.table, recipe(estimator, stages))
+    out = run(data, estimator, stages)
     key = data.key
     left = set(list(dict.fromkeys(key))[::2])
     for rows in ([i for i in range(len(key)) if (key[i] in left) == side] for side in (True, False)):
-        part = gk.process(data.take(rows).table, recipe(estimator, stages))
+        part = run(data.take(rows), estimator, stages)
         np.testing.assert_array_equal(part.advantages, out.advantages[rows])
         np.testing.assert_array_equal(part.first_reason, out.first_reason[rows])
 

@@ -1,10 +1,10 @@
 """The meaning of every stage: float64 NumPy and plain loops, one function an equation, in the papers' symbols.
 
 Nothing here is fast, and nothing here imports the rest of grpokit: the native core, the torch objectives and anyone
-else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `advantage` on rows, `mismatch`,
-`objective`, `aggregate` and `loss` on tokens.
+else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `ranking`, `advantage` on rows,
+`mismatch`, `objective`, `aggregate` and `loss` on tokens.
 """
 
-from . import advantage, aggregate, loss, mismatch, objective, selection, shaping
+from . import advantage, aggregate, loss, mismatch, objective, ranking, selection, shaping
 
-__all__ = ["advantage", "aggregate", "loss", "mismatch", "objective", "selection", "shaping"]
+__all__ = ["advantage", "aggregate", "loss", "mismatch", "objective", "ranking", "selection", "shaping"]

@@ -49,22 +49,25 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         batches: Option<&Codes>,
         context: &Context<'_>,
     ) -> Result<Vec<f64>, CoreError> {
-        if let Estimator::GlobalNorm { ddof, eps, group_baseline } = estimator {
+        let mut advantages = if let Estimator::GlobalNorm { ddof, eps, group_baseline } = estimator {
             let values = if group_baseline {
                 self.relative(Estimator::MeanBaseline, true, context)?
             } else {
                 self.rewards().to_vec()
             };
-            return self.whiten(values, ddof, eps, weights, batches);
-        }
-        self.relative(estimator, false, context)
+            self.whiten(values, ddof, eps, weights, batches)?
+        } else {
+            self.relative(estimator, false, context)?
+        };
+        self.weigh(&mut advantages);
+        Ok(advantages)
     }
 
     /// With `all`, groups that a selection dropped are treated like the others.
     fn relative(&mut self, estimator: Estimator, all: bool, context: &Context<'_>) -> Result<Vec<f64>, CoreError> {
         let stats = match self.outcome_stats.take() {
             Some(stats) if self.shares_statistics() => stats,
-            _ => self.grouping().stats(self.rewards(), context)?,
+            _ => self.grouping().stats(self.rewards(), context)?.into(),
         };
         let mut advantages = self.rewards().to_vec();
         let squares = self.grouping().deviations(&mut advantages, &stats.mean, context)?;

@@ -1,7 +1,8 @@
 //! The row side of grpokit: slices in, vectors out.
 //!
 //! Rollouts are rows. [`keys`] turns their group ids into dense codes, [`groups`] takes exact statistics of groups,
-//! [`rows`] carries a batch of rows through shaping, selection and advantages ([`shaping`], [`advantage`]).
+//! [`rows`] carries a batch of rows through shaping, selection and advantages ([`shaping`], [`selection`],
+//! [`advantage`]).
 //! Statistics are two-pass in f64 and sequential inside a group, so the bits depend neither on the number of threads
 //! nor on the order of the groups.
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod error;
 pub mod groups;
 pub mod keys;
 pub mod rows;
+pub mod selection;
 pub mod shaping;
 mod table;
 pub mod threads;

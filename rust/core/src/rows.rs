@@ -17,6 +17,24 @@ pub const NOT_FINITE: u32 = 1 << 1;
 pub const TRUNCATED: u32 = 1 << 2;
 /// The group's outcomes are all equal: it can teach nothing.
 pub const NO_SIGNAL: u32 = 1 << 3;
+/// The group's pass rate is outside the band.
+pub const PASS_RATE: u32 = 1 << 4;
+/// The same answer as an earlier row of its group.
+pub const DUPLICATE: u32 = 1 << 5;
+/// The group has too few rows.
+pub const SMALL_GROUP: u32 = 1 << 6;
+/// Not among the rows that the group was sampled down to.
+pub const DOWNSAMPLED: u32 = 1 << 7;
+/// The group's outcomes vary less than those of the groups that were chosen.
+pub const LOW_VARIANCE: u32 = 1 << 8;
+/// The group is less learnable than those that were chosen.
+pub const LOW_LEARNABILITY: u32 = 1 << 9;
+/// Its source has had its share.
+pub const SOURCE_LIMIT: u32 = 1 << 10;
+/// Sampled by a policy that is too old.
+pub const STALE: u32 = 1 << 11;
+/// Nothing is wrong with it, but the batch is full.
+pub const SURPLUS: u32 = 1 << 12;
 
 /// The largest reward whose square does not overflow, with room for a sum over 2^32 rows.
 pub const LARGEST: f64 = 1e150;
@@ -31,8 +49,15 @@ pub struct Rows<R> {
     live: Vec<bool>,
     row_flags: Vec<Flags>,
     group_flags: Vec<Flags>,
-    stages: Vec<u32>,
-    pub(crate) outcome_stats: Option<Stats>,
+    stages: Vec<Stage>,
+    pub(crate) weights: Vec<f64>,
+    pub(crate) outcome_stats: Option<Arc<Stats>>,
+}
+
+/// A selection that has been made: its reason, and for a selection of groups what it read.
+struct Stage {
+    reason: u32,
+    stats: Option<Arc<Stats>>,
 }
 
 /// All reasons of a row or a group, and the number of the stage (from 1) that came first.
@@ -48,6 +73,13 @@ impl Flags {
         if self.first == 0 {
             self.first = stage;
         }
+    }
+}
+
+fn first_stage(row: Flags, group: Flags) -> u32 {
+    match (row.first, group.first) {
+        (0, stage) | (stage, 0) => stage,
+        (a, b) => a.min(b),
     }
 }
 
@@ -85,6 +117,7 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
             row_flags: Vec::new(),
             group_flags,
             stages: Vec::new(),
+            weights: Vec::new(),
             outcome_stats: None,
         };
         if scored.len() == n && !scored.iter().all(|&scored| scored) {
@@ -150,22 +183,23 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
     ///
     /// # Errors
     /// Interrupted.
-    pub fn outcome_stats(&mut self, context: &Context<'_>) -> Result<&Stats, CoreError> {
+    pub fn outcome_stats(&mut self, context: &Context<'_>) -> Result<Arc<Stats>, CoreError> {
         let stats = match self.outcome_stats.take() {
             Some(stats) => stats,
-            None => self.grouping().stats(self.outcomes(), context)?,
+            None => self.grouping().stats(self.outcomes(), context)?.into(),
         };
-        Ok(self.outcome_stats.insert(stats))
+        Ok(self.outcome_stats.insert(stats).clone())
     }
 
     /// Drops rows. With `keep_in_statistics` they still count in what their group's statistics are made of.
     pub fn drop_rows(&mut self, dropped: &[bool], reason: u32, keep_in_statistics: bool) {
-        let stage = self.stage(reason);
+        self.stages.push(Stage { reason, stats: None });
+        let stage = self.stages.len() as u32;
         self.row_flags.resize(self.len(), Flags::default());
         for (flags, _) in self.row_flags.iter_mut().zip(dropped).filter(|(_, dropped)| **dropped) {
             flags.add(reason, stage);
         }
-        // A row is first dropped by its group if that came earlier; `first_reasons` compares the stages' numbers.
+        // A row is first dropped by its group if that came earlier; `first_stages` compares the stages' numbers.
         if !keep_in_statistics && dropped.contains(&true) {
             self.live.resize(self.codes.codes.len(), true);
             for (live, &dropped) in self.live.iter_mut().zip(dropped) {
@@ -175,18 +209,22 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         }
     }
 
-    /// Dynamic sampling (DAPO, arXiv:2503.14476, eq. 11): drops the groups whose outcomes are all equal within
-    /// `tolerance`.
+    /// Drops whole groups, by their number and their outcomes' statistics.
     ///
     /// # Errors
     /// Interrupted.
-    pub fn drop_without_signal(&mut self, tolerance: f64, context: &Context<'_>) -> Result<(), CoreError> {
-        let stage = self.stage(NO_SIGNAL);
-        self.outcome_stats(context)?;
-        let Some(stats) = &self.outcome_stats else { return Ok(()) };
+    pub fn drop_groups(
+        &mut self,
+        reason: u32,
+        dropped: impl Fn(usize, &Stats) -> bool,
+        context: &Context<'_>,
+    ) -> Result<(), CoreError> {
+        let stats = self.outcome_stats(context)?;
+        self.stages.push(Stage { reason, stats: Some(stats.clone()) });
+        let stage = self.stages.len() as u32;
         for (group, flags) in self.group_flags.iter_mut().enumerate() {
-            if !stats.signal(group, tolerance) {
-                flags.add(NO_SIGNAL, stage);
+            if dropped(group, &stats) {
+                flags.add(reason, stage);
             }
         }
         Ok(())
@@ -204,13 +242,66 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
 
     /// The reason of the stage that dropped each row first; 0 when kept.
     pub fn first_reasons(&self) -> Vec<u32> {
-        self.by_row(|row, group| {
-            let first = match (row.first, group.first) {
-                (0, stage) | (stage, 0) => stage,
-                (a, b) => a.min(b),
-            };
-            first.checked_sub(1).map_or(0, |at| self.stages[at as usize])
-        })
+        self.by_row(|row, group| self.reason(first_stage(row, group)))
+    }
+
+    /// The stage, counted from 1, that dropped a row first; 0 when it is kept.
+    pub fn first_stage_of(&self, row: usize) -> u32 {
+        let group = self.group_flags[self.codes.codes[row] as usize];
+        first_stage(self.row_flags.get(row).copied().unwrap_or_default(), group)
+    }
+
+    /// The number of selections so far.
+    pub fn stages(&self) -> usize {
+        self.stages.len()
+    }
+
+    /// The reason that a stage, counted from 1, gives; 0 for none.
+    pub fn reason(&self, stage: u32) -> u32 {
+        stage.checked_sub(1).map_or(0, |at| self.stages[at as usize].reason)
+    }
+
+    /// What a selection of groups, counted from 1, read; nothing for a selection of rows.
+    pub fn stats_at(&self, stage: u32) -> Option<&Stats> {
+        stage.checked_sub(1).and_then(|at| self.stages[at as usize].stats.as_deref())
+    }
+
+    /// How many rows of each source came in, were kept, and were first dropped by each stage: one list a source.
+    ///
+    /// `sources` says which source a row is of (none: there is one), `weights` how many rows of the caller's it stands
+    /// for (empty: one).
+    pub fn counts(&self, sources: Option<&Codes>, weights: &[i64]) -> Vec<Vec<i64>> {
+        let mut counts = vec![vec![0; 2 + self.stages.len()]; sources.map_or(1, |sources| sources.first.len())];
+        let rows = self.row_flags.iter().copied().chain(std::iter::repeat(Flags::default()));
+        for (row, (&code, flags)) in self.codes.codes.iter().zip(rows).enumerate() {
+            let weight = weights.get(row).copied().unwrap_or(1);
+            let group = self.group_flags[code as usize];
+            let of = &mut counts[sources.map_or(0, |sources| sources.codes[row] as usize)];
+            of[0] += weight;
+            of[1] += if flags.all | group.all == 0 { weight } else { 0 };
+            if let Some(stage @ 1..) = Some(first_stage(flags, group) as usize) {
+                of[1 + stage] += weight;
+            }
+        }
+        counts
+    }
+
+    /// Whether a row is kept.
+    pub(crate) fn is_kept(&self, row: usize) -> bool {
+        let group = self.group_flags[self.codes.codes[row] as usize].all;
+        group | self.row_flags.get(row).map_or(0, |flags| flags.all) == 0
+    }
+
+    /// Which groups have a row that is kept.
+    pub fn kept_groups(&self) -> Vec<bool> {
+        let mut kept: Vec<bool> = self.group_flags.iter().map(|flags| flags.all == 0).collect();
+        if !self.row_flags.is_empty() {
+            kept.fill(false);
+            for row in (0..self.len()).filter(|&row| self.is_kept(row)) {
+                kept[self.codes.codes[row] as usize] = true;
+            }
+        }
+        kept
     }
 
     /// Whether a group was dropped as a whole.
@@ -230,11 +321,6 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         }
         let rows = self.codes.codes.iter().zip(&self.row_flags);
         rows.map(|(&code, &row)| of(row, self.group_flags[code as usize])).collect()
-    }
-
-    fn stage(&mut self, reason: u32) -> u32 {
-        self.stages.push(reason);
-        self.stages.len() as u32
     }
 
     fn check_finite(&mut self, column: &'static str, drop: bool) -> Result<(), CoreError> {

@@ -7,7 +7,7 @@ use arrow_array::types::{
     ArrowPrimitiveType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
     UInt16Type, UInt32Type, UInt64Type,
 };
-use arrow_array::{Array, ArrayReader, ArrayRef, RecordBatch};
+use arrow_array::{Array, ArrayReader, ArrayRef, GenericListArray, OffsetSizeTrait, RecordBatch};
 use arrow_buffer::{NullBuffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, SchemaRef};
 use grpokit_core::keys::Keys;
@@ -116,6 +116,23 @@ impl ArrowColumn {
     /// All values as Python objects.
     fn to_list<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         self.take(py, (0..self.__len__()).collect())
+    }
+
+    /// The names of its fields, where it holds structs.
+    fn fields(&self) -> Vec<&str> {
+        match &self.data_type {
+            DataType::Struct(fields) => fields.iter().map(|field| field.name().as_str()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A field of its structs, or None where they have none of that name.
+    fn field(&self, name: &str) -> Option<Self> {
+        let DataType::Struct(fields) = &self.data_type else { return None };
+        let (_, field) = fields.find(name)?;
+        let column = |chunk: &ArrayRef| chunk.as_struct().column_by_name(name).cloned();
+        let chunks = self.chunks.iter().map(column).collect::<Option<_>>()?;
+        Some(Self { data_type: field.data_type().clone(), chunks })
     }
 
     /// The first rows that are null, at most five, and how many there are.
@@ -318,6 +335,8 @@ enum Bytes<'a> {
     SmallText(&'a arrow_array::StringArray),
     LargeText(&'a arrow_array::LargeStringArray),
     ViewText(&'a arrow_array::StringViewArray),
+    /// Lists of integers, by the bytes of one and where each list ends.
+    Integers(&'a [u8], usize, Vec<usize>),
 }
 
 pub fn strings_of(array: &ArrayRef) -> Option<Strings<'_>> {
@@ -332,8 +351,25 @@ fn strings(array: &ArrayRef) -> Option<Bytes<'_>> {
         DataType::Binary => Bytes::Small(array.as_binary()),
         DataType::LargeBinary => Bytes::Large(array.as_binary()),
         DataType::BinaryView => Bytes::View(array.as_binary_view()),
+        DataType::List(_) => integers(array.as_list::<i32>())?,
+        DataType::LargeList(_) => integers(array.as_list::<i64>())?,
         _ => return None,
     })
+}
+
+fn integers<O: OffsetSizeTrait>(lists: &GenericListArray<O>) -> Option<Bytes<'_>> {
+    let values = lists.values();
+    if values.null_count() > 0 || !is_integer(values.data_type()) {
+        return None;
+    }
+    let width = values.data_type().primitive_width()?;
+    macro_rules! bytes {
+        ($type:ty) => {
+            values.as_primitive::<$type>().values().inner().as_slice()
+        };
+    }
+    let bytes = numeric!(values.data_type(), bytes, return None);
+    Some(Bytes::Integers(bytes, width, lists.value_offsets().iter().map(|offset| offset.as_usize()).collect()))
 }
 
 impl Keys for Strings<'_> {
@@ -354,6 +390,9 @@ impl Keys for Strings<'_> {
                 Bytes::SmallText(array) => block.extend(here.map(|i| array.value(i).as_bytes())),
                 Bytes::LargeText(array) => block.extend(here.map(|i| array.value(i).as_bytes())),
                 Bytes::ViewText(array) => block.extend(here.map(|i| array.value(i).as_bytes())),
+                Bytes::Integers(bytes, width, ends) => {
+                    block.extend(here.map(|i| &bytes[width * ends[i]..width * ends[i + 1]]));
+                }
             }
             rows.start = end;
         }

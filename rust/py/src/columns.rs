@@ -7,7 +7,7 @@ use arrow_array::cast::AsArray;
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::DataType;
 use grpokit_core::keys::{BLOCK, Codes, Factorizer, Keys, check_rows, factorize_bytes, factorize_integers};
-use numpy::PyReadonlyArray1;
+use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
@@ -33,6 +33,9 @@ impl AsRef<[f64]> for Numbers {
 /// Rewards or gates: the numbers, and which rows have one (empty: all).
 pub fn floats(column: &str, data: &Bound<'_, PyAny>) -> PyResult<(Numbers, Vec<bool>)> {
     let py = data.py();
+    if let Ok((values, scored)) = data.extract::<(PyReadonlyArray1<'_, f64>, PyReadonlyArray1<'_, bool>)>() {
+        return Ok((Numbers::Own(values.as_array().to_vec()), scored.as_array().to_vec()));
+    }
     if let Ok(arrow) = data.cast::<ArrowColumn>() {
         let (values, scored) = arrow.get().floats(py, column)?;
         return Ok((Numbers::Arrow(values), scored));
@@ -64,6 +67,19 @@ pub fn floats(column: &str, data: &Bound<'_, PyAny>) -> PyResult<(Numbers, Vec<b
         scored.resize(values.len(), true);
     }
     Ok((Numbers::Own(values), scored))
+}
+
+/// A column of numbers that may be null, as (N,) float64 and which of them are there, (N,) bool.
+#[pyfunction]
+#[allow(clippy::type_complexity)]
+pub fn numbers<'py>(
+    column: &str,
+    data: &Bound<'py, PyAny>,
+) -> PyResult<(Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<bool>>)> {
+    let py = data.py();
+    let (values, mut scored) = floats(column, data)?;
+    scored.resize(values.as_ref().len(), true);
+    Ok((PyArray1::from_slice(py, values.as_ref()), PyArray1::from_vec(py, scored)))
 }
 
 /// Numbers of tokens, in a contiguous array.

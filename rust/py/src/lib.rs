@@ -11,6 +11,7 @@
 mod arrow;
 mod calls;
 mod columns;
+mod groups;
 mod memory;
 mod rows;
 
@@ -25,7 +26,11 @@ mod _native {
     #[pymodule_export]
     use super::arrow::{ArrowColumn, Table};
     #[pymodule_export]
-    use super::rows::{Groups, Rows};
+    use super::columns::numbers;
+    #[pymodule_export]
+    use super::groups::Groups;
+    #[pymodule_export]
+    use super::rows::Rows;
     use pyo3::exceptions::PyRuntimeWarning;
     use pyo3::prelude::*;
 
@@ -37,6 +42,6 @@ mod _native {
                 c"grpokit's extension is a debug build, slow and large; `make setup` builds it in release mode";
             PyErr::warn(module.py(), &module.py().get_type::<PyRuntimeWarning>(), message, 1)?;
         }
-        module.add("__all__", ["ArrowColumn", "Groups", "Rows", "Table"])
+        module.add("__all__", ["ArrowColumn", "Groups", "Rows", "Table", "numbers"])
     }
 }

@@ -1,97 +1,19 @@
-//! The classes that Python sees: groups, and a batch of rows on its way through stages 1 to 4.
+//! The class that Python sees of a batch of rows on its way through stages 1 to 4.
 
-use crate::calls::{detached, error, raise, threads};
-use crate::columns::{Lengths, Numbers, codes, floats, lengths};
+use crate::calls::{detached, error, raise};
+use crate::columns::{Lengths, Numbers, floats, lengths};
+use crate::groups::{Groups, flags};
 use grpokit_core::CoreError;
 use grpokit_core::advantage::Estimator;
-use grpokit_core::keys::{Codes, combine};
+use grpokit_core::keys::Codes;
+use grpokit_core::selection::{Quota, Rank};
+use grpokit_core::threads::Context;
 use grpokit_core::{groups, rows, shaping};
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Which rows belong together: dense codes in order of first appearance.
-#[pyclass(frozen, module = "grpokit._native")]
-pub struct Groups {
-    codes: Arc<Codes>,
-    threads: usize,
-}
-
-fn factorize(keys: &[Bound<'_, PyAny>], names: &[String], threads: usize, py: Python<'_>) -> PyResult<Codes> {
-    let mut all: Option<Codes> = None;
-    for (key, name) in keys.iter().zip(names) {
-        let next = codes(key, name, threads)?;
-        all = Some(match all {
-            None => next,
-            Some(all) => detached(py, threads, |context| combine(&all, &next, context))?,
-        });
-    }
-    Ok(all.unwrap_or_default())
-}
-
-#[pymethods]
-impl Groups {
-    /// Groups of one or several id columns.
-    #[new]
-    #[pyo3(signature = (keys, names, threads=None))]
-    fn new(py: Python<'_>, keys: Vec<Bound<'_, PyAny>>, names: Vec<String>, threads: Option<usize>) -> PyResult<Self> {
-        let threads = self::threads(py, threads)?;
-        Ok(Self { codes: factorize(&keys, &names, threads, py)?.into(), threads })
-    }
-
-    /// The number of groups.
-    fn __len__(&self) -> usize {
-        self.codes.first.len()
-    }
-
-    /// The group of each row: (N,) uint32.
-    #[getter]
-    fn codes<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
-        py.detach(|| self.codes.codes.clone()).into_pyarray(py)
-    }
-
-    /// The first row of each group: (G,) int64.
-    #[getter]
-    fn first<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.codes.first.iter().map(|&row| i64::from(row)))
-    }
-
-    /// The rows in each group: (G,) int64.
-    #[getter]
-    fn sizes<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_vec(py, py.detach(|| self.count()))
-    }
-
-    /// The rows sorted by group, in their order within each: (N,) int64.
-    #[getter]
-    fn order<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        py.detach(|| {
-            let mut next: Vec<i64> = self.count();
-            let mut start = 0;
-            for size in &mut next {
-                start += std::mem::replace(size, start);
-            }
-            let mut order = vec![0; self.codes.codes.len()];
-            for (row, &code) in (0..).zip(&self.codes.codes) {
-                let at = &mut next[code as usize];
-                order[usize::try_from(*at).unwrap_or(0)] = row;
-                *at += 1;
-            }
-            order
-        })
-        .into_pyarray(py)
-    }
-
-    /// The groups of some of the rows, numbered anew.
-    fn take(&self, py: Python<'_>, keep: PyReadonlyArray1<'_, bool>) -> PyResult<Self> {
-        let keep = flags(py, "keep", &keep, self.codes.codes.len())?;
-        let ids: Vec<i64> =
-            self.codes.codes.iter().zip(keep).filter(|(_, keep)| **keep).map(|(&code, _)| i64::from(code)).collect();
-        let codes = detached(py, self.threads, |context| grpokit_core::keys::factorize_integers(&ids, context))?;
-        Ok(Self { codes: codes.into(), threads: self.threads })
-    }
-}
 
 type Statistics<'py> = (
     Bound<'py, PyArray1<i64>>,
@@ -100,16 +22,6 @@ type Statistics<'py> = (
     Bound<'py, PyArray1<f64>>,
     Bound<'py, PyArray1<f64>>,
 );
-
-impl Groups {
-    fn count(&self) -> Vec<i64> {
-        let mut sizes = vec![0; self.codes.first.len()];
-        for &code in &self.codes.codes {
-            sizes[code as usize] += 1;
-        }
-        sizes
-    }
-}
 
 /// A batch of rollouts on its way through shaping, selection and advantages.
 #[pyclass(frozen, module = "grpokit._native")]
@@ -188,9 +100,125 @@ impl Rows {
 
     /// Drops the groups whose outcomes are all equal within the tolerance.
     fn drop_without_signal(&self, py: Python<'_>, tolerance: f64) -> PyResult<()> {
-        let mut rows = self.lock(py);
-        let rows = &mut *rows;
-        detached(py, self.threads, |context| rows.drop_without_signal(tolerance, context))
+        self.select(py, |rows, context| rows.drop_without_signal(tolerance, context))
+    }
+
+    /// Drops the groups whose mean outcome is outside the band, whose ends belong to it.
+    fn drop_outside_pass_rate(&self, py: Python<'_>, low: f64, high: f64) -> PyResult<()> {
+        self.select(py, |rows, context| rows.drop_outside_pass_rate(low, high, context))
+    }
+
+    /// Drops the groups with fewer live rows.
+    fn drop_small_groups(&self, py: Python<'_>, at_least: usize) -> PyResult<()> {
+        self.select(py, |rows, context| rows.drop_small_groups(at_least, context))
+    }
+
+    /// Drops the kept rows that are copies of an earlier kept one; `contents` are the groups of group and content.
+    fn drop_duplicates(&self, py: Python<'_>, contents: &Groups, keep_in_statistics: bool) -> PyResult<()> {
+        self.select(py, |rows, _| rows.drop_duplicates(&contents.codes, keep_in_statistics))
+    }
+
+    /// Divides the advantage of each kept row by the number of its copies, itself included.
+    fn weigh_duplicates(&self, py: Python<'_>, contents: &Groups) -> PyResult<()> {
+        self.select(py, |rows, _| rows.weigh_duplicates(&contents.codes))
+    }
+
+    /// Of each group keeps that many of the kept rows, those whose outcomes vary most.
+    fn keep_max_variance(&self, py: Python<'_>, most: usize, keep_in_statistics: bool) -> PyResult<()> {
+        self.select(py, |rows, _| {
+            rows.keep_max_variance(most, keep_in_statistics);
+            Ok(())
+        })
+    }
+
+    /// Of each batch keeps the groups with the highest deviation or learnability: a share of them, or that many.
+    #[pyo3(signature = (learnability, share=None, count=None, batches=None))]
+    fn keep_highest_groups(
+        &self,
+        py: Python<'_>,
+        learnability: bool,
+        share: Option<f64>,
+        count: Option<usize>,
+        batches: Option<&Groups>,
+    ) -> PyResult<()> {
+        let rank = if learnability { Rank::Learnability } else { Rank::Deviation };
+        let quota = share.map_or(Quota::Count(count.unwrap_or(0)), Quota::Share);
+        let batches = batches.map(|groups| &*groups.codes);
+        self.select(py, |rows, context| rows.keep_highest_groups(rank, quota, batches, context))
+    }
+
+    /// Of each batch keeps the first groups of each source, or of one.
+    #[pyo3(signature = (most, sources, only=None, batches=None))]
+    fn limit_sources(
+        &self,
+        py: Python<'_>,
+        most: usize,
+        sources: &Groups,
+        only: Option<u32>,
+        batches: Option<&Groups>,
+    ) -> PyResult<()> {
+        let batches = batches.map(|groups| &*groups.codes);
+        self.select(py, |rows, context| rows.limit_sources(most, &sources.codes, only, batches, context))
+    }
+
+    /// Keeps the first `need` of the groups that are left, by their ranks or as they are complete; says how many.
+    #[pyo3(signature = (need, ranks=None))]
+    fn drop_surplus(&self, py: Python<'_>, need: usize, ranks: Option<PyReadonlyArray1<'_, i64>>) -> PyResult<usize> {
+        let ranks = ranks.as_ref().map(|ranks| ranks.as_slice()).transpose()?;
+        self.select(py, |rows, context| rows.drop_surplus(need, ranks, context))
+    }
+
+    /// Rows in, kept, and first dropped by each stage: one list a source; a row counts as `weights` says.
+    #[pyo3(signature = (sources=None, weights=None))]
+    fn counts(
+        &self,
+        py: Python<'_>,
+        sources: Option<&Groups>,
+        weights: Option<PyReadonlyArray1<'_, i64>>,
+    ) -> PyResult<Vec<Vec<i64>>> {
+        let weights = weights.as_ref().map(|weights| weights.as_slice()).transpose()?.unwrap_or_default();
+        self.select(py, |rows, _| {
+            for given in [sources.map(|sources| sources.codes.codes.len()), Some(weights.len()).filter(|&n| n > 0)] {
+                if let Some(given) = given.filter(|&given| given != rows.len()) {
+                    return Err(CoreError::Length { column: "source", given, expected: rows.len() });
+                }
+            }
+            Ok(rows.counts(sources.map(|sources| &*sources.codes), weights))
+        })
+    }
+
+    /// The number of selections so far, those of rows without a reward included.
+    #[getter]
+    fn stages(&self, py: Python<'_>) -> usize {
+        self.lock(py).stages()
+    }
+
+    /// The reason that a stage, counted from 1, gives.
+    fn reason(&self, py: Python<'_>, stage: u32) -> PyResult<u32> {
+        let rows = self.lock(py);
+        if stage as usize <= rows.stages() {
+            Ok(rows.reason(stage))
+        } else {
+            Err(out_of_range("stage", stage as usize))
+        }
+    }
+
+    /// The stage, counted from 1, that dropped a row first; 0 when it is kept.
+    fn first_stage(&self, py: Python<'_>, row: usize) -> PyResult<u32> {
+        let rows = self.lock(py);
+        if row < rows.len() { Ok(rows.first_stage_of(row)) } else { Err(out_of_range("row", row)) }
+    }
+
+    /// Count, mean, minimum and maximum of a group's outcomes when a selection of groups, counted from 1, was made.
+    fn read_at(&self, py: Python<'_>, stage: u32, group: usize) -> Option<(i64, f64, f64, f64)> {
+        let rows = self.lock(py);
+        let stats = rows.stats_at(stage).filter(|stats| group < stats.n.len())?;
+        Some((stats.n[group] as i64, stats.mean[group], stats.min[group], stats.max[group]))
+    }
+
+    /// Which groups have a row that is kept: (G,) bool.
+    fn kept_groups<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<bool>> {
+        self.read(py, rows::Rows::kept_groups)
     }
 
     /// The advantages, by "group_norm", "mean_baseline", "leave_one_out", "global_norm" or "global_norm_baseline".
@@ -226,10 +254,8 @@ impl Rows {
                 weights_of(slice(&given)?).map_err(|failure| raise(py, &failure))?
             }
         };
-        let mut rows = self.lock(py);
-        let rows = &mut *rows;
         let batches = batches.map(|groups| &*groups.codes);
-        let values = detached(py, self.threads, |context| rows.advantages(estimator, &weights, batches, context))?;
+        let values = self.select(py, |rows, context| rows.advantages(estimator, &weights, batches, context))?;
         Ok(values.into_pyarray(py))
     }
 
@@ -250,10 +276,8 @@ impl Rows {
 
     /// Count, mean, standard deviation, minimum and maximum of each group's live outcomes.
     fn statistics<'py>(&self, py: Python<'py>, ddof: f64) -> PyResult<Statistics<'py>> {
-        let mut rows = self.lock(py);
-        let rows = &mut *rows;
-        let (stats, std) = detached(py, self.threads, |context| {
-            let stats = rows.outcome_stats(context)?.clone();
+        let (stats, std) = self.select(py, |rows, context| {
+            let stats = (*rows.outcome_stats(context)?).clone();
             let mut deviations = rows.outcomes().to_vec();
             let squares = rows.grouping().deviations(&mut deviations, &stats.mean, context)?;
             let std: Vec<f64> = (0..squares.len()).map(|group| stats.std(group, squares[group], ddof)).collect();
@@ -271,9 +295,7 @@ impl Rows {
 
     /// Whether each group has signal: max − min beyond the tolerance, over its live outcomes.
     fn signal<'py>(&self, py: Python<'py>, tolerance: f64) -> PyResult<Bound<'py, PyArray1<bool>>> {
-        let mut rows = self.lock(py);
-        let rows = &mut *rows;
-        let signal = detached(py, self.threads, |context| {
+        let signal = self.select(py, |rows, context| {
             let stats = rows.outcome_stats(context)?;
             let test = |(&min, &max): (&f64, &f64)| groups::has_signal(min, max, tolerance);
             Ok(stats.min.iter().zip(&stats.max).map(test).collect::<Vec<bool>>())
@@ -308,6 +330,16 @@ impl Rows {
         Ok(Self { rows: Mutex::new(rows.map_err(|failure| raise(py, &failure))?), threads })
     }
 
+    fn select<T: Send>(
+        &self,
+        py: Python<'_>,
+        select: impl FnOnce(&mut rows::Rows<Numbers>, &Context<'_>) -> Result<T, CoreError> + Send,
+    ) -> PyResult<T> {
+        let mut rows = self.lock(py);
+        let rows = &mut *rows;
+        detached(py, self.threads, |context| select(rows, context))
+    }
+
     /// The rows; another thread that has them may need the interpreter, so it is given away while waiting.
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, rows::Rows<Numbers>> {
         self.rows.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
@@ -322,6 +354,10 @@ impl Rows {
         let rows = &*rows;
         py.detach(|| of(rows)).into_pyarray(py)
     }
+}
+
+fn out_of_range(what: &str, given: usize) -> PyErr {
+    PyIndexError::new_err(format!("there is no {what} {given}"))
 }
 
 #[derive(Clone, Copy)]
@@ -349,17 +385,4 @@ fn weights_of(lengths: Slice<'_>) -> Result<Vec<f64>, CoreError> {
             Ok(lengths.iter().map(|&length| f64::from(length)).collect())
         }
     }
-}
-
-fn flags<'a>(
-    py: Python<'_>,
-    column: &'static str,
-    given: &'a PyReadonlyArray1<'_, bool>,
-    expected: usize,
-) -> PyResult<&'a [bool]> {
-    let flags = given.as_slice()?;
-    if flags.len() == expected {
-        return Ok(flags);
-    }
-    Err(raise(py, &CoreError::Length { column, given: flags.len(), expected }))
 }
