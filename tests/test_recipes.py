@@ -1,8 +1,6 @@
 """Recipes as values: the table, parameters, replace, round trips, explain, and stages of other packages."""
 
 import json
-import subprocess
-import sys
 import tomllib
 from dataclasses import dataclass
 from typing import ClassVar
@@ -156,24 +154,6 @@ def test_stages_of_another_package():
         np.testing.assert_allclose(out.advantages, [-0.55, 0.55, 0.0, 0.45, -0.45])
     with pytest.raises(gk.InputError, match=r"GroupMedian reads column 'difficulty', which is not there"):
         gk.process({"group_id": [1], "reward": [0.0]}, mine.replace(select=(), shape=()))
-
-
-def test_an_entry_point_registers_stages(tmp_path):
-    """A real distribution with the entry point, found by a fresh interpreter."""
-    (tmp_path / "mine.py").write_text(
-        "from dataclasses import dataclass\nimport grpokit as gk\n"
-        "@gk.register('recipe')\ndef mine():\n    '''Mine, no paper.'''\n"
-        "    return gk.recipe('rloo').replace(name='mine')\n"
-    )
-    info = tmp_path / "mine-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[grpokit.stages]\nmine = mine\n")
-    code = "import grpokit as gk; print(gk.recipe('mine').name, gk.recipe_names()['mine'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "mine Mine, no paper\n"
 
 
 def test_registered_names_are_the_classes():

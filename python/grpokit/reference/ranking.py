@@ -23,7 +23,7 @@ def most_varied(outcomes: Sequence[float], m: int) -> list[int]:
     Examples
     --------
     >>> most_varied([1.0, 0.0, 1.0, 1.0], 2)
-    [0, 1]
+    [1, 3]
     """
     if len(outcomes) <= m:
         return list(range(len(outcomes)))

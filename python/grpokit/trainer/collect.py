@@ -57,24 +57,14 @@ class Sampled:
 
     def metrics(self) -> dict[str, float]:
         """What the step sampled, by TRL's names where TRL has one."""
-        rewards_N = np.array([np.nan if r is None else r for r in self.rewards])
-        scored = rewards_N[~np.isnan(rewards_N)]
-        groups = [g[~np.isnan(g)] for g in np.split(rewards_N, np.flatnonzero(np.diff(self.group_id)) + 1)]
-        spreads = [g.std(ddof=1) for g in groups if len(g) > 1]
-        keep = self.processed.keep
-        counts = self.processed.counts
-        dropped = {f"sampling/dropped/{name}": n for name, n in counts.items() if name not in ("in", "kept")}
-        return {
-            "reward": _mean(scored),
-            "reward_std": _mean(spreads),
-            "frac_reward_zero_std": 1.0 - _mean(self.processed.groups.signal),
-            "completions/mean_length": _mean([len(c.token_ids) for c in self.completions]),
-            "completions/clipped_ratio": _mean([c.finish == "length" for c in self.completions]),
+        found = self.processed.metrics()
+        names = ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio")
+        return {name: found[name] for name in names} | {
             "sampling/rounds": self.rounds,
-            "sampling/completions": counts["in"],
-            "sampling/used": counts["kept"],
-            "sampling/kept_share": _mean(keep),
-            **dropped,
+            "sampling/completions": found["rows"],
+            "sampling/used": float(self.processed.counts["kept"]),
+            "sampling/kept_share": found["kept_share"],
+            **{f"sampling/{name}": value for name, value in found.items() if name.startswith("dropped/")},
         }
 
     def records(self, step: int, version: int, groups: int) -> Iterator[dict[str, Any]]:
@@ -140,12 +130,7 @@ def collect(
             "response_len": np.array([len(c.token_ids) for c in completions]),
             "finish": [c.finish for c in completions],
         }
-        processed = gk.process(columns, recipe)
-        missing = config.prompts_per_step - len(np.unique(group_id[processed.keep]))
+        processed = gk.process(columns, recipe, need=config.prompts_per_step)
+        missing = processed.missing or 0
         if not missing or rounds == config.max_rounds:
             return Sampled(items, completions, values, group_id, processed, rounds)
-
-
-def _mean(values: Any) -> float:
-    """The mean, NaN of nothing."""
-    return float(np.mean(values)) if len(values) else float("nan")
