@@ -1,24 +1,17 @@
 """The group path against the rivals that a user would pick, in one run; writes benches/results/group_path.{json,md}.
 
 Ours is `grpokit.process`, from the caller's table to `keep` and `advantages`, every check included. The rivals get
-columns in the form that suits them best. Ours and each rival take turns in short bursts and each figure is the best of
-its calls, so that a ratio holds while the machine's speed drifts. Results are compared before they are timed.
+columns in the form that suits them best.
 
     make bench
 """
 
-import gc
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 import warnings
-from importlib.metadata import version
-from pathlib import Path
 
 os.environ.update(CUDA_VISIBLE_DEVICES="", VERL_FORCE_DEVICE="cpu", RAY_USAGE_STATS_ENABLED="0", POLARS_VERBOSE="0")
 warnings.filterwarnings("ignore")
@@ -26,11 +19,11 @@ warnings.filterwarnings("ignore")
 import numpy as np
 import polars as pl
 import torch
+from timing import ROOT, heading, machine, pair, same, save
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 import grpokit as gk
 
-ROOT = Path(__file__).parents[2]
 EPS = 1e-6  # verl's, so that the advantages can be compared
 GRPO = gk.recipe("grpo", eps=EPS).replace(select=(gk.HasSignal(),))
 DAPO = gk.recipe("dapo", max_len=20_480)
@@ -80,38 +73,6 @@ def verl(name, ids, rewards):
         return estimator(token_level_rewards=scores, response_mask=mask, index=ids)[0][:, 0].numpy()
 
     return call
-
-
-def burst(call, times, seconds):
-    """Some calls in a row, so that each rival finds its own data in the caches."""
-    end = time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        result = call()
-        times.append(1e3 * (time.perf_counter() - start))
-        del result
-        if time.perf_counter() > end:
-            return
-
-
-def pair(ours, rival, seconds):
-    """The best and the median of ours and the rival's, in bursts that take turns, in milliseconds."""
-    times = [], []
-    ours(), rival()
-    gc.disable()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for call, taken in zip((ours, rival), times, strict=True):
-            burst(call, taken, seconds / 20)
-    gc.enable()
-    return [{"best": min(taken), "median": float(np.median(taken)), "calls": len(taken)} for taken in times]
-
-
-def same(name, given, expected, tolerance):
-    if not np.allclose(given, expected, rtol=tolerance, atol=tolerance):
-        raise SystemExit(
-            f"{name} disagrees by {np.abs(given - expected).max():.2e}: the bench compares different things"
-        )
 
 
 def cases(n, order, seed=0):
@@ -180,21 +141,6 @@ def instructions():
     return counted
 
 
-def machine():
-    model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ": ?")
-    command = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    packages = ("numpy", "polars", "torch", "verl")
-    return {
-        "cpu": model.split(":")[1].strip(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {"grpokit": gk.__version__} | {name: version(name) for name in packages},
-        "commit": commit.stdout.strip(),
-        "command": "make bench",
-    }
-
-
 def main():
     np.ones(4_000_000).sum()  # grows the allocator once, so that no rival pays for it
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0
@@ -210,22 +156,14 @@ def main():
                     results.append(row | {"grpokit": mine, "theirs": theirs})
                     figures = f"{mine['best']:9.3f} ms  {theirs['best']:9.3f} ms  {ratio:8.2f}x"
                     print(f"{n:>9,} {order:<10} {kind:<15} {name:<33} {figures}", flush=True)
-    report = {"machine": machine(), "instructions_a_row": instructions(), "results": results}
-    out = ROOT / "benches" / "results"
-    out.mkdir(exist_ok=True)
-    (out / "group_path.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "group_path.md").write_text(markdown(report), encoding="utf-8")
+    about = machine("make bench", ("numpy", "polars", "torch", "verl"))
+    report = {"machine": about, "instructions_a_row": instructions(), "results": results}
+    save("group_path", report, markdown(report))
 
 
 def markdown(report):
-    about = report["machine"]
-    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
     lines = [
-        "# The group path",
-        "",
-        f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {versions}; commit {about['commit']};",
-        f"`{about['command']}`. Best of bursts that take turns, in one run; the ratio is the rival's time over ours.",
-        "",
+        *heading("The group path", report["machine"]),
         "Ours goes from the caller's table to `keep` and `advantages` with every check. verl's estimators are called",
         "with one token an answer, which spares them the (N, T) result. `std > 0` keeps constant groups that",
         "rounding gives a deviation; it is shown because it is what people write.",
@@ -240,7 +178,7 @@ def markdown(report):
     if report["instructions_a_row"]:
         lines += ["", "Instructions a row of the core's whole pass (callgrind, 65,536 rows, one thread):", ""]
         lines += [f"- {name}: {count}" for name, count in report["instructions_a_row"].items()]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

@@ -166,7 +166,16 @@ impl Chunk {
         self.bytes.extend_from_slice(id);
         self.ends.push(self.bytes.len());
     }
+
+    /// Whether the last id is this one.
+    fn ends_with(&self, id: &[u8]) -> bool {
+        let end = self.ends.len().checked_sub(2).map_or(0, |at| self.ends[at]);
+        !self.ends.is_empty() && &self.bytes[end..] == id
+    }
 }
+
+/// Ids that are looked at to see how the rest lie.
+const SAMPLE: usize = 128;
 
 impl Keys for Chunk {
     fn len(&self) -> usize {
@@ -195,21 +204,48 @@ fn object_codes(
         let ids = (0..rows).map(|row| integer(&bound(row)?, row)).collect::<PyResult<Vec<_>>>()?;
         return detached(py, threads, |context| factorize_integers(&ids, context));
     }
-    let mut groups: Factorizer = Factorizer::new(rows);
-    let mut chunk = Chunk::default();
+    // SAFETY: as above.
+    let same = |row: &usize| unsafe { utf8(item(*row)) == utf8(item(row - 1)) };
+    // Where most ids are that of the row before, each run of one is looked up once.
+    let in_runs = !bytes_expected && (1..rows.min(SAMPLE)).filter(same).count() * 2 > rows.min(SAMPLE);
+    PyErr::take(py);
+    let mut groups: Factorizer = Factorizer::new(if in_runs { rows / 4 } else { rows });
+    let (mut chunk, mut runs) = (Chunk::default(), Vec::new());
     for start in (0..rows).step_by(CHUNK) {
         chunk.clear();
         for row in start..(start + CHUNK).min(rows) {
             // SAFETY: as above; the bytes are copied at once.
             match unsafe { utf8(item(row)) } {
-                Some(bytes) if !bytes_expected => chunk.push(bytes),
+                Some(bytes) if !bytes_expected => {
+                    if in_runs {
+                        if chunk.ends_with(bytes) {
+                            continue;
+                        }
+                        runs.push(row as u32);
+                    }
+                    chunk.push(bytes);
+                }
                 _ => chunk.push(other_bytes(py, &bound(row)?, row, bytes_expected)?.as_bytes()),
             }
         }
         detached(py, threads, |context| groups.extend_all(&chunk, context))?;
         py.check_signals()?;
     }
-    Ok(groups.finish())
+    let codes = groups.finish();
+    Ok(if in_runs { of_runs(codes, &runs, rows) } else { codes })
+}
+
+/// The codes of rows from those of runs of rows, of which the first rows are given.
+fn of_runs(mut codes: Codes, runs: &[u32], rows: usize) -> Codes {
+    for first in &mut codes.first {
+        *first = runs[*first as usize];
+    }
+    let mut all = Vec::with_capacity(rows);
+    for (at, &code) in codes.codes.iter().enumerate() {
+        let end = runs.get(at + 1).map_or(rows, |&next| next as usize);
+        all.resize(end, code);
+    }
+    Codes { codes: all, first: codes.first }
 }
 
 /// The UTF-8 of a str, which the str owns; None, with a Python error set, for what is not one.
