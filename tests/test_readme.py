@@ -1,4 +1,4 @@
-"""README's Python snippets run, in order, and print what they say."""
+"""The Python snippets of README and docs run, in order, and print what they say."""
 
 import contextlib
 import io
@@ -9,21 +9,32 @@ from pathlib import Path
 
 import pytest
 
+import grpokit as gk
+from grpokit.columns import WORDS
+from grpokit.lint import CODES
+from grpokit.stages import REGISTRY, load
+
+load()
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", TEXT, re.DOTALL)
+PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_snippet(number, tmp_path, monkeypatch):
+def blocks(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", text, re.DOTALL)
+
+
+@pytest.mark.parametrize(("page", "number"), [(page, n) for page in PAGES for n in range(len(blocks(page)))])
+def test_snippet(page, number, tmp_path, monkeypatch):
     """A snippet may use what the earlier ones defined; a text block right after it is what it prints."""
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    for code, printed in BLOCKS[: number + 1]:
+    for code, printed in blocks(page)[: number + 1]:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            exec(compile(code, "README.md", "exec"), namespace)
+            exec(compile(code, page, "exec"), namespace)
         if printed:
             assert "".join(out.getvalue().split()) == "".join(printed.split())
 
@@ -39,9 +50,21 @@ assert gk.process(rows, "mine").advantages.tolist() == [-1.0, 0.0, 2.0]
 
 
 def test_the_commands_are_there():
-    assert len(BLOCKS) >= 3
+    assert len(blocks("README.md")) >= 3
     for command in ("make train", "make test", "make test-slow", "make bench"):
         assert command in TEXT
+
+
+def test_the_page_of_reasons_and_findings_is_complete():
+    page = (ROOT / "docs" / "rollouts.md").read_text(encoding="utf-8")
+    listed = {name: 1 << int(bit) for bit, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)}
+    assert listed == {reason.name: reason.value for reason in gk.Reason}
+    stages = set(re.findall(r"`(\w+)\(", page))
+    assert {name for name, stage in REGISTRY["select"].items() if stage.__module__.startswith("grpokit.")} <= stages
+    findings = page[page.index("## Lint") :]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", findings, re.MULTILINE)) == CODES
+    for column in WORDS:
+        assert f"`{column}`" in page
 
 
 def test_the_tree_names_every_module():

@@ -23,9 +23,9 @@ Names = Mapping[str, str | Sequence[str]]
 WORDS = (
     *("group_id", "rollout_id", "turn_idx", "step", "source"),
     *("reward", "reward_parts", "gate", "prompt", "text", "token_ids"),
-    *("prompt_len", "response_len", "train_tokens", "finish", "version_min", "version_max"),
+    *("response_len", "finish", "version_min", "version_max"),
 )
-WHOLE = ("step", "turn_idx", "prompt_len", "response_len", "train_tokens", "version_min", "version_max")
+WHOLE = ("step", "turn_idx", "response_len", "version_min", "version_max")
 SEVERAL = ("group_id", "reward_parts")
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from .columns import Column
 
-_SUMS = ("response_len", "train_tokens")
-
 
 class FanOut:
     """The rollouts of a table, M of them: the rows that share group and `rollout_id`.
@@ -68,7 +66,7 @@ class FanOut:
     def reduce(self, name: str, data: Column) -> Any:
         """One value a rollout.
 
-        Lengths are summed; `version_min` and `version_max` are the span of all rows; `finish` is "length" where one row
+        `response_len` is summed; `version_min` and `version_max` are the span of all rows; `finish` is "length" where one row
         has it, else the last row's; text and token ids are those of all rows, one after another. Other columns must
         agree.
         """
@@ -85,7 +83,7 @@ class FanOut:
         if name in WHOLE:
             values_N = integers(name, data)
             self._check_length(name, len(values_N))
-            if name in _SUMS:
+            if name == "response_len":
                 if (values_N < 0).any():
                     row = int((values_N < 0).argmax())
                     raise error("negative_length", column=name, row=row, value=int(values_N[row]))
