@@ -66,9 +66,9 @@ class FanOut:
     def reduce(self, name: str, data: Column) -> Any:
         """One value a rollout.
 
-        `response_len` is summed; `version_min` and `version_max` are the span of all rows; `finish` is "length" where one row
-        has it, else the last row's; text and token ids are those of all rows, one after another. Other columns must
-        agree.
+        `response_len` is summed; `version_min` and `version_max` are the span of all rows; `finish` is "length" where
+        one row has it, else the last row's; text and token ids are those of all rows, one after another. Other columns
+        must agree.
         """
         if name in ("text", "token_ids"):
             codes_N = Groups([content_keys(name, data)], [name]).codes

@@ -227,13 +227,10 @@ class Processed:
         >>> print(out.explain(2))
         Row 2 (group 8, outcome 1) is dropped, no_signal: its group has no two outcomes that count.
         """
-        try:
-            row = operator.index(row)
-        except TypeError:
-            row = -1
-        if not 0 <= row < len(self):
+        if not hasattr(row, "__index__") or not 0 <= row < len(self):
             expected = f"a row number from 0 to {len(self) - 1}"
             raise error("bad_parameter", owner="explain", name="row", given=row, expected=expected)
+        row = operator.index(row)
         rollout = row if self._fan_out is None else int(self._fan_out.codes[row])
         group = int(self._groups.codes[rollout])
         reasons, stage = int(self._reasons[rollout]), self._rows.first_stage(rollout)

@@ -1,6 +1,7 @@
 """Selections by hand and by law: PODS against brute force, copies, full batches, and the reasons in words."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -14,7 +15,17 @@ import grpokit as gk
 from grpokit.reference import ranking
 
 from .strategies import REWARDS, rollouts
-from .test_reference import BY_REFERENCE, SELECT, SELECT_ANY, check_selection, recipe, run, select_by_reference
+from .test_reference import (
+    ALONE,
+    BY_REFERENCE,
+    COMPETING,
+    SELECT,
+    SELECT_ANY,
+    check_selection,
+    recipe,
+    run,
+    select_by_reference,
+)
 
 
 def keep(outcomes, stage, **columns):
@@ -210,3 +221,46 @@ def test_stages_of_other_packages_are_named():
 
 def test_reasons_are_one_bit_each():
     assert [reason.value for reason in gk.Reason] == [*(1 << bit for bit in range(13)), 1 << 31]
+
+
+@pytest.mark.parametrize("stage", [*ALONE, *COMPETING, gk.DuplicateWeight("token_ids")], ids=repr)
+def test_stages_go_to_json_and_back(stage):
+    mine = recipe(gk.MeanBaseline(), [stage])
+    assert gk.Recipe.from_dict(json.loads(json.dumps(mine.to_dict()))) == mine
+    line = next(line for line in mine.explain().splitlines() if line.startswith("  select"))
+    assert line.split(maxsplit=2) == ["select", type(stage).__name__, stage.equation]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: gk.PassRate(0.8, 0.2), "high=0.2"),
+        (lambda: gk.PassRate("0.2", 0.8), "low='0.2'"),
+        (lambda: gk.MinGroupSize(-1), "rows=-1"),
+        (lambda: gk.MaxLag(2.5), "lag=2.5"),
+        (lambda: gk.MaxLag(2, of="middle"), "of='middle'"),
+        (lambda: gk.Distinct("prompt"), "on='prompt'"),
+        (lambda: gk.Distinct("text", stats="some"), "stats='some'"),
+        (lambda: gk.DuplicateWeight("prompt"), "on='prompt'"),
+        (lambda: gk.MaxVariance(0), "m=0"),
+        (lambda: gk.VarianceQuantile(0), "share=0"),
+        (lambda: gk.VarianceQuantile(1.5), "share=1.5"),
+        (lambda: gk.Learnability(0), "groups=0"),
+        (lambda: gk.SourceLimit(3, source=7), "source=7"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo", need=0), "need=0"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo", order="random"), "order='random'"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo").explain(1), "row=1"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo").explain("x"), "row='x'"),
+    ],
+)
+def test_what_cannot_be_meant(make, words):
+    with pytest.raises(gk.InputError) as caught:
+        make()
+    assert caught.value.kind == "bad_parameter"
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("token_ids", [[[1.5]], [["a"]], [3], [[[1], [2]]], [None]])
+def test_what_are_not_token_ids(token_ids):
+    with pytest.raises(gk.InputTypeError, match="token_ids"):
+        keep([1.0], gk.Distinct("token_ids"), token_ids=token_ids)
