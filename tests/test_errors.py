@@ -245,7 +245,7 @@ def test_every_kind_is_provoked_somewhere():
     assert not unnamed, unnamed
     package = root.parent / "python" / "grpokit"
     source = "".join(p.read_text(encoding="utf-8") for p in package.rglob("*.py") if p.name != "errors.py")
-    source += "".join(p.read_text(encoding="utf-8") for p in (root.parent / "rust" / "py" / "src").glob("*.rs"))
+    source += "".join(p.read_text(encoding="utf-8") for p in (root.parent / "rust" / "py" / "src").rglob("*.rs"))
     unused = [kind for kind in KINDS if f'"{kind}"' not in source]
     assert not unused, unused
 

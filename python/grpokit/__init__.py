@@ -30,6 +30,7 @@ _HOME = {
         "Reason",
     ),
     "shaping": ("Overlong", "overlong_penalty"),
+    "staleness": ("LagStatistics", "StalenessLedger", "TakenBatch", "VersionSpan"),
     "stages": ("Advantage", "Aggregate", "Correct", "Objective", "Select", "Shape", "Stage", "register"),
     "_native": ("Groups", "__version__"),
 }

@@ -58,6 +58,10 @@ from .stages import Select as Select
 from .stages import Shape as Shape
 from .stages import Stage as Stage
 from .stages import register as register
+from .staleness import LagStatistics as LagStatistics
+from .staleness import StalenessLedger as StalenessLedger
+from .staleness import TakenBatch as TakenBatch
+from .staleness import VersionSpan as VersionSpan
 
 __all__ = [
     "KL",
@@ -83,6 +87,7 @@ __all__ = [
     "IcePop",
     "InputError",
     "InputTypeError",
+    "LagStatistics",
     "Learnability",
     "LeaveOneOut",
     "MaxLag",
@@ -103,11 +108,14 @@ __all__ = [
     "Shape",
     "SourceLimit",
     "Stage",
+    "StalenessLedger",
     "StateError",
+    "TakenBatch",
     "Term",
     "TokenBatch",
     "TokenMean",
     "VarianceQuantile",
+    "VersionSpan",
     "advantages",
     "group",
     "group_stats",

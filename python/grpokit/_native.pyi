@@ -1,9 +1,20 @@
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ArrowColumn", "Groups", "Rows", "Table", "numbers"]
+__all__ = [
+    "ArrowColumn",
+    "Groups",
+    "LagStatistics",
+    "Rows",
+    "StalenessLedger",
+    "Table",
+    "TakenBatch",
+    "VersionSpan",
+    "numbers",
+]
 
 __version__: str
 
@@ -95,3 +106,88 @@ class Rows:
     def signal(self, tolerance: float) -> NDArray[np.bool_]: ...
     def statistics(self, ddof: float) -> _Statistics: ...
     def weigh_duplicates(self, contents: Groups) -> None: ...
+
+@final
+class VersionSpan:
+    """The policy versions of one rollout's tokens."""
+
+    oldest: int
+    newest: int
+    mean: float
+    tokens: int | None
+
+@final
+class LagStatistics:
+    """Lags of some rollouts, in versions between the oldest token and the trainer."""
+
+    rollouts: int
+    unknown: int
+    min: int | None
+    max: int | None
+    mean: float | None
+    tokens: int
+    token_mean: float | None
+    histogram: dict[int, int]
+
+@final
+class TakenBatch:
+    """A batch for training: rollouts in order of admission."""
+
+    version: int
+    tickets: list[int]
+    minibatches: list[list[int]]
+    staleness: list[int | None]
+    spans: list[VersionSpan | None]
+    lags: LagStatistics
+    def __len__(self) -> int: ...
+
+@final
+class StalenessLedger:
+    """The books of an asynchronous trainer: which rollouts run, wait and were used, and how old their tokens are."""
+
+    version: int
+    batch_size: int
+    max_staleness: int
+    max_running: int | None
+    capacity: int
+    counts: dict[str, int]
+    abort_reasons: dict[str, int]
+    def __new__(
+        cls,
+        batch_size: int,
+        max_staleness: int,
+        max_running: int | None = None,
+        *,
+        version: int = 0,
+        sources: Sequence[str] | None = None,
+    ) -> StalenessLedger: ...
+    @staticmethod
+    def restore(
+        snapshot: bytes, *, running: Literal["lost", "keep"] = "lost", ready: Literal["lost", "keep"] = "keep"
+    ) -> StalenessLedger: ...
+    def abort(
+        self,
+        ticket: int,
+        reason: Literal["error", "timeout", "cancelled", "rejected", "stale", "lost"] = "error",
+    ) -> None: ...
+    def admit(self, source: str | None = None) -> int | None: ...
+    def advance(self, version: int | None = None) -> int: ...
+    def complete(
+        self,
+        ticket: int,
+        *,
+        versions: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        spans: Sequence[tuple[int, int]] | None = None,
+        unknown: bool = False,
+    ) -> None: ...
+    def evict(self, max_lag: int | None = None, *, unknown: bool = False) -> list[int]: ...
+    def lag(self, ticket: int) -> int | None: ...
+    def lags(self) -> LagStatistics: ...
+    def ready(self) -> list[int]: ...
+    def requeue(self, ticket: int) -> None: ...
+    def running(self) -> list[int]: ...
+    def snapshot(self) -> bytes: ...
+    def span(self, ticket: int) -> VersionSpan | None: ...
+    def starvation(self) -> dict[str, dict[str, float]]: ...
+    def state(self, ticket: int) -> str: ...
+    def take(self, n: int | None = None, steps: int = 1) -> TakenBatch | None: ...

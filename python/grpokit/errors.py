@@ -255,6 +255,26 @@ KINDS: dict[str, Kind] = {
         "the reward function raised {given} on {where}. An exception is never a reward of 0; "
         "fix the function, or return None for what it cannot score.",
     ),
+    # asynchronous training
+    "ledger_ticket": Kind(
+        InputError,
+        "ticket {given!r}: {problem}. Use a ticket that admit() returned, until its rollout is taken, evicted or "
+        "aborted.",
+    ),
+    "ledger_state": Kind(
+        StateError,
+        "ticket {ticket} is {state}; {action}() needs one that is {expected}. Nothing was changed. Look for a rollout "
+        "that two parts of the program finish.",
+    ),
+    "ledger_version": Kind(
+        InputError,
+        "{what} is {given}, the trainer is at version {version}. {remedy}",
+    ),
+    "ledger_snapshot": Kind(
+        InputError,
+        "this snapshot cannot be restored: {problem}. Take an earlier one, or begin anew with "
+        "StalenessLedger(version=...).",
+    ),
     # training
     "too_few_prompts": Kind(
         InputError,

@@ -2,9 +2,10 @@
 
 Nothing here is fast, and nothing here imports the rest of grpokit: the native core, the torch objectives and anyone
 else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `ranking`, `advantage` on rows,
-`mismatch`, `objective`, `aggregate` and `loss` on tokens.
+`mismatch`, `objective`, `aggregate` and `loss` on tokens;
+`staleness` is the ledger.
 """
 
-from . import advantage, aggregate, loss, mismatch, objective, ranking, selection, shaping
+from . import advantage, aggregate, loss, mismatch, objective, ranking, selection, shaping, staleness
 
-__all__ = ["advantage", "aggregate", "loss", "mismatch", "objective", "ranking", "selection", "shaping"]
+__all__ = ["advantage", "aggregate", "loss", "mismatch", "objective", "ranking", "selection", "shaping", "staleness"]

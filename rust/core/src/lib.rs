@@ -2,7 +2,7 @@
 //!
 //! Rollouts are rows. [`keys`] turns their group ids into dense codes, [`groups`] takes exact statistics of groups,
 //! [`rows`] carries a batch of rows through shaping, selection and advantages ([`shaping`], [`selection`],
-//! [`advantage`]).
+//! [`advantage`]). [`ledger`] keeps the books of an asynchronous trainer.
 //! Statistics are two-pass in f64 and sequential inside a group, so the bits depend neither on the number of threads
 //! nor on the order of the groups.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ pub mod advantage;
 pub mod error;
 pub mod groups;
 pub mod keys;
+pub mod ledger;
 pub mod rows;
 pub mod selection;
 pub mod shaping;

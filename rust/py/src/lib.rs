@@ -12,6 +12,7 @@ mod arrow;
 mod calls;
 mod columns;
 mod groups;
+mod ledger;
 mod memory;
 mod rows;
 
@@ -30,6 +31,8 @@ mod _native {
     #[pymodule_export]
     use super::groups::Groups;
     #[pymodule_export]
+    use super::ledger::{LagStatistics, StalenessLedger, TakenBatch, VersionSpan};
+    #[pymodule_export]
     use super::rows::Rows;
     use pyo3::exceptions::PyRuntimeWarning;
     use pyo3::prelude::*;
@@ -42,6 +45,7 @@ mod _native {
                 c"grpokit's extension is a debug build, slow and large; `make setup` builds it in release mode";
             PyErr::warn(module.py(), &module.py().get_type::<PyRuntimeWarning>(), message, 1)?;
         }
-        module.add("__all__", ["ArrowColumn", "Groups", "Rows", "Table", "numbers"])
+        let ledger = ["LagStatistics", "StalenessLedger", "TakenBatch", "VersionSpan"];
+        module.add("__all__", [&["ArrowColumn", "Groups", "Rows", "Table", "numbers"][..], &ledger].concat())
     }
 }
