@@ -11,6 +11,7 @@ _HOME = {
     "advantage": ("GlobalNorm", "GroupNorm", "LeaveOneOut", "MeanBaseline"),
     "aggregate": ("Constant", "SequenceMean", "SequenceSum", "TokenMean"),
     "batch": ("TokenBatch",),
+    "collector": ("CollectedGroup", "GroupCollector"),
     "errors": ("FileError", "GroupWarning", "GrpokitError", "InputError", "InputTypeError", "StateError"),
     "lint": ("Finding",),
     "mismatch": ("TIS", "IcePop"),

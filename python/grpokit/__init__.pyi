@@ -16,6 +16,8 @@ from .aggregate import SequenceMean as SequenceMean
 from .aggregate import SequenceSum as SequenceSum
 from .aggregate import TokenMean as TokenMean
 from .batch import TokenBatch as TokenBatch
+from .collector import CollectedGroup as CollectedGroup
+from .collector import GroupCollector as GroupCollector
 from .errors import FileError as FileError
 from .errors import GroupWarning as GroupWarning
 from .errors import GrpokitError as GrpokitError
@@ -69,6 +71,7 @@ __all__ = [
     "Advantage",
     "Aggregate",
     "Clip",
+    "CollectedGroup",
     "Constant",
     "Correct",
     "Distinct",
@@ -77,6 +80,7 @@ __all__ = [
     "FileError",
     "Finding",
     "GlobalNorm",
+    "GroupCollector",
     "GroupNorm",
     "GroupStats",
     "GroupTable",

@@ -275,6 +275,18 @@ KINDS: dict[str, Kind] = {
         "this snapshot cannot be restored: {problem}. Take an earlier one, or begin anew with "
         "StalenessLedger(version=...).",
     ),
+    "collector_full": Kind(
+        StateError,
+        "{waiting} rows of {groups} groups wait and {late} late ones are kept, as many as max_rows={max_rows}; the row "
+        "of group {key!r} was not taken. The largest group that waits is {largest!r} with {have} rows (expected: "
+        "{expected}). Hand out what will not be completed with close(key), the late rows with take_late(), or raise "
+        "max_rows.",
+    ),
+    "collector_size": Kind(
+        InputError,
+        "a row of group {key!r} says {given} as the group's size in its field {field!r}; expected {expected}. "
+        "The row was not taken.",
+    ),
     # training
     "too_few_prompts": Kind(
         InputError,
