@@ -15,6 +15,12 @@ from .aggregate import Constant as Constant
 from .aggregate import SequenceMean as SequenceMean
 from .aggregate import SequenceSum as SequenceSum
 from .aggregate import TokenMean as TokenMean
+from .attempts import AtK as AtK
+from .attempts import best_at_k as best_at_k
+from .attempts import majority_at_k as majority_at_k
+from .attempts import pass_at_k as pass_at_k
+from .attempts import pass_at_k_of_counts as pass_at_k_of_counts
+from .attempts import worst_at_k as worst_at_k
 from .batch import TokenBatch as TokenBatch
 from .collector import CollectedGroup as CollectedGroup
 from .collector import GroupCollector as GroupCollector
@@ -31,6 +37,10 @@ from .objective import KL as KL
 from .objective import Clip as Clip
 from .objective import Entropy as Entropy
 from .objective import Reinforce as Reinforce
+from .packing import Packing as Packing
+from .packing import Shares as Shares
+from .packing import balance as balance
+from .packing import pack as pack
 from .processed import GroupStats as GroupStats
 from .processed import GroupTable as GroupTable
 from .processed import Processed as Processed
@@ -52,6 +62,7 @@ from .selection import PassRate as PassRate
 from .selection import Reason as Reason
 from .shaping import Overlong as Overlong
 from .shaping import overlong_penalty as overlong_penalty
+from .sketch import QuantileSketch as QuantileSketch
 from .stages import Advantage as Advantage
 from .stages import Aggregate as Aggregate
 from .stages import Correct as Correct
@@ -70,6 +81,7 @@ __all__ = [
     "TIS",
     "Advantage",
     "Aggregate",
+    "AtK",
     "Clip",
     "CollectedGroup",
     "Constant",
@@ -101,8 +113,10 @@ __all__ = [
     "NotTruncated",
     "Objective",
     "Overlong",
+    "Packing",
     "PassRate",
     "Processed",
+    "QuantileSketch",
     "Reason",
     "Recipe",
     "Reinforce",
@@ -110,6 +124,7 @@ __all__ = [
     "SequenceMean",
     "SequenceSum",
     "Shape",
+    "Shares",
     "SourceLimit",
     "Stage",
     "StalenessLedger",
@@ -121,16 +136,23 @@ __all__ = [
     "VarianceQuantile",
     "VersionSpan",
     "advantages",
+    "balance",
+    "best_at_k",
     "group",
     "group_stats",
     "loss",
+    "majority_at_k",
     "overlong_penalty",
+    "pack",
+    "pass_at_k",
+    "pass_at_k_of_counts",
     "process",
     "recipe",
     "recipe_names",
     "reference",
     "register",
     "trainer",
+    "worst_at_k",
 ]
 
 def __dir__() -> list[str]: ...

@@ -9,11 +9,18 @@ __all__ = [
     "Groups",
     "LagStatistics",
     "Rows",
+    "Sketch",
     "StalenessLedger",
     "Table",
     "TakenBatch",
     "VersionSpan",
+    "balance",
+    "best_at_k",
+    "majority_at_k",
     "numbers",
+    "pack",
+    "pass_at_k",
+    "pass_of_counts",
 ]
 
 __version__: str
@@ -191,3 +198,33 @@ class StalenessLedger:
     def starvation(self) -> dict[str, dict[str, float]]: ...
     def state(self, ticket: int) -> str: ...
     def take(self, n: int | None = None, steps: int = 1) -> TakenBatch | None: ...
+
+@final
+class Sketch:
+    """Counts of values in buckets whose width is proportional to their place."""
+
+    count: int
+    max: float
+    mean: float
+    min: float
+    relative_error: float
+    def __new__(cls, relative_error: float) -> Sketch: ...
+    def add(self, values: Any) -> None: ...
+    @staticmethod
+    def from_bytes(data: bytes) -> Sketch: ...
+    def merge(self, other: Sketch) -> None: ...
+    def quantiles(self, shares: list[float]) -> list[float]: ...
+    def to_bytes(self) -> bytes: ...
+
+def pack(lengths: Any, max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def balance(
+    lengths: Any, ranks: int, equal_counts: bool, linear: float, quadratic: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]: ...
+def pass_at_k(outcomes: Any, groups: Groups, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def pass_of_counts(
+    attempts: NDArray[np.int64], passed: NDArray[np.int64], k: NDArray[np.int64]
+) -> NDArray[np.float64]: ...
+def best_at_k(values: Any, groups: Groups, k: int, worst: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def majority_at_k(
+    values: Any, groups: Groups, answers: Groups, k: int, draws: int, seed: int, threads: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...

@@ -139,6 +139,24 @@ KINDS: dict[str, Kind] = {
         "the reward of row {row} is {value}; expected at most 1e150 in size, so that its square is a number. Rescale "
         "the rewards.",
     ),
+    "too_long": Kind(
+        InputError,
+        "row {row} has {length} tokens, more than max_tokens={max_tokens}; so have {count} rows in all. A sequence is "
+        "never split: raise max_tokens, or drop or shorten these rows.",
+    ),
+    "bad_value": Kind(
+        InputError,
+        "{column!r} is {given} in row {row}; expected {expected}. Drop the row, or correct its value before the call.",
+    ),
+    "too_few_attempts": Kind(
+        InputError,
+        "group number {group}, in order of first appearance (first row: {row}), has {attempts} attempts; pass@{k} "
+        "draws {k} different ones. Sample more, choose a smaller k, or leave the group out.",
+    ),
+    "bad_sketch": Kind(
+        InputError,
+        "the bytes are not a QuantileSketch of this version: {reason}. Give what to_bytes() returned, unchanged.",
+    ),
     "too_many_rows": Kind(
         InputError,
         "{given} rows in one call; expected fewer than 4,294,967,295. Process the table in parts of whole groups.",

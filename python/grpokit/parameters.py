@@ -1,8 +1,9 @@
-"""Checks of stages' parameters: a number within bounds, one of some words."""
+"""Checks of stages' parameters and functions' arguments: a number within bounds, one of some words."""
 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 from .errors import error
@@ -62,3 +63,21 @@ def check_count(stage: Any, name: str, *, at_least: int = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**53:
         expected = f"a whole number, {at_least} or more"
         raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
+
+
+def whole(owner: str, name: str, given: Any, *, at_least: int, at_most: int) -> int:
+    """A function's argument that is a whole number within the bounds, NumPy's among them.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`, with the function, the argument and the bounds.
+    """
+    try:
+        number = at_least - 1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        number = at_least - 1
+    if not at_least <= number <= at_most:
+        expected = f"a whole number from {at_least:,} to {at_most:,}"
+        raise error("bad_parameter", owner=owner, name=name, given=given, expected=expected)
+    return number

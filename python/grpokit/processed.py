@@ -18,6 +18,7 @@ from .columns import integers, take, words
 from .errors import InputError, InputTypeError, error
 from .lint import lint
 from .selection import FINISH, Reason
+from .sketch import QuantileSketch
 from .stages import Read, Select
 
 if TYPE_CHECKING:
@@ -190,6 +191,14 @@ class Processed:
         counts = self._rows.counts(sources, self._sizes)
         return {name: self._counted(of) for name, of in zip(names, counts, strict=True)}
 
+    @cached_property
+    def lengths(self) -> QuantileSketch:
+        """The answers' lengths, to 1%, in a form that merges with those of other tables; empty without `response_len`."""
+        sketch = QuantileSketch(0.01)
+        if self._lengths is not None:
+            sketch.add(self._lengths)
+        return sketch
+
     @property
     def _sizes(self) -> NDArray[np.int64] | None:
         return None if self._fan_out is None else self._fan_out.sizes
@@ -264,7 +273,7 @@ class Processed:
         dict of str to float
             `reward`, `reward_std` (the groups' mean standard deviation), `frac_reward_zero_std` (groups without
             signal), `kept_share`, `dropped/...` (rows by first reason); with `response_len`
-            `completions/mean_length`, ...; with `finish` `completions/clipped_ratio`; with `version=` `staleness/...`;
+            `completions/mean_length`, ... (quantiles to 1%); with `finish` `completions/clipped_ratio`; with `version=` `staleness/...`;
             with `reward_parts` `rewards/.../mean`.
         """
         groups, counts = self.groups, self.counts
@@ -286,7 +295,7 @@ class Processed:
                 "completions/min_length": float(lengths.min()),
                 "completions/max_length": float(lengths.max()),
             }
-            found |= {f"completions/length_p{q}": float(np.quantile(lengths, q / 100)) for q in (50, 90, 99)}
+            found |= {f"completions/length_p{q}": self.lengths.quantile(q / 100) for q in (50, 90, 99)}
         if "finish" in self._held:
             finish = self._held["finish"]
             finish = finish if self._fan_out is None else self._fan_out.reduce("finish", finish)

@@ -149,12 +149,15 @@ def test_metrics():
         "completions/mean_length": 4.5,
         "completions/min_length": 3,
         "completions/max_length": 6,
+        "completions/length_p50": pytest.approx(4, rel=0.01),
         "completions/clipped_ratio": 0.25,
         "staleness/mean": 0.75,
         "staleness/max": 2,
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value), name
+        assert found[name] == (value if name.endswith("p50") else pytest.approx(value)), name
+    out.lengths.merge(gk.process(FINE | {"response_len": [90] * 4}, DAPO).lengths)
+    assert (out.lengths.count, out.lengths.min, out.lengths.max) == (8, 3, 90)
     assert out.pass_rates(2)[0].tolist() == [0, 2]
     empty = gk.process([], "grpo").metrics()
     assert empty["rows"] == 0

@@ -2,10 +2,34 @@
 
 Nothing here is fast, and nothing here imports the rest of grpokit: the native core, the torch objectives and anyone
 else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `ranking`, `advantage` on rows,
-`mismatch`, `objective`, `aggregate` and `loss` on tokens;
-`staleness` is the ledger.
+`mismatch`, `objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts` and
+the ledger, `staleness`.
 """
 
-from . import advantage, aggregate, loss, mismatch, objective, ranking, selection, shaping, staleness
+from . import (
+    advantage,
+    aggregate,
+    attempts,
+    loss,
+    mismatch,
+    objective,
+    packing,
+    ranking,
+    selection,
+    shaping,
+    staleness,
+)
 
-__all__ = ["advantage", "aggregate", "loss", "mismatch", "objective", "ranking", "selection", "shaping", "staleness"]
+__all__ = [
+    "advantage",
+    "aggregate",
+    "attempts",
+    "loss",
+    "mismatch",
+    "objective",
+    "packing",
+    "ranking",
+    "selection",
+    "shaping",
+    "staleness",
+]

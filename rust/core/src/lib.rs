@@ -2,7 +2,8 @@
 //!
 //! Rollouts are rows. [`keys`] turns their group ids into dense codes, [`groups`] takes exact statistics of groups,
 //! [`rows`] carries a batch of rows through shaping, selection and advantages ([`shaping`], [`selection`],
-//! [`advantage`]). [`ledger`] keeps the books of an asynchronous trainer.
+//! [`advantage`]). Beside them, [`ledger`] keeps the books of an asynchronous trainer, [`packing`] and [`balancing`] put
+//! sequences into bins and on ranks, [`attempts`] estimates pass@k and its kin, [`sketch`] keeps quantiles that merge.
 //! Statistics are two-pass in f64 and sequential inside a group, so the bits depend neither on the number of threads
 //! nor on the order of the groups.
 #![forbid(unsafe_code)]
@@ -18,13 +19,17 @@
 #![cfg_attr(test, allow(clippy::float_cmp))]
 
 pub mod advantage;
+pub mod attempts;
+pub mod balancing;
 pub mod error;
 pub mod groups;
 pub mod keys;
 pub mod ledger;
+pub mod packing;
 pub mod rows;
 pub mod selection;
 pub mod shaping;
+pub mod sketch;
 mod table;
 pub mod threads;
 

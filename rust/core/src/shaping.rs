@@ -32,7 +32,7 @@ pub fn overlong<L: Length>(rewards: &[f64], lengths: &[L], max_len: u64, cache: 
     if lengths.len() != rewards.len() {
         return Err(CoreError::Length { column: "response_len", given: lengths.len(), expected: rewards.len() });
     }
-    check_lengths(lengths)?;
+    check_lengths("response_len", lengths)?;
     let (limit, width) = (max_len as f64, cache as f64);
     let free = limit - width;
     let rows = rewards.iter().zip(lengths);
@@ -53,13 +53,13 @@ pub fn overlong<L: Length>(rewards: &[f64], lengths: &[L], max_len: u64, cache: 
 
 /// # Errors
 /// [`CoreError::NegativeLength`] with the first such row.
-pub fn check_lengths<L: Length>(lengths: &[L]) -> Result<(), CoreError> {
+pub fn check_lengths<L: Length>(column: &'static str, lengths: &[L]) -> Result<(), CoreError> {
     // One OR finds a sign bit without a branch a row.
     if lengths.iter().fold(0, |all, &length| all | length.into()) >= 0 {
         return Ok(());
     }
     let found = lengths.iter().map(|&length| length.into()).enumerate().find(|&(_, length)| length < 0);
-    found.map_or(Ok(()), |(row, value)| Err(CoreError::NegativeLength { row, value }))
+    found.map_or(Ok(()), |(row, value)| Err(CoreError::NegativeLength { column, row, value }))
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn bad_lengths_are_named() {
         let given = overlong(&[0.0; 3], &[3, -4, -5], 10, 2);
-        assert_eq!(given, Err(CoreError::NegativeLength { row: 1, value: -4 }));
+        assert_eq!(given, Err(CoreError::NegativeLength { column: "response_len", row: 1, value: -4 }));
         let given = overlong(&[0.0; 2], &[3], 10, 2);
         assert_eq!(given, Err(CoreError::Length { column: "response_len", given: 1, expected: 2 }));
     }

@@ -72,11 +72,36 @@ pub fn raise(py: Python<'_>, failure: &CoreError) -> PyErr {
             context.set_item("row", row)?;
             context.set_item("value", value)
         }),
-        CoreError::NegativeLength { row, value } => error(py, "negative_length", |context| {
-            context.set_item("column", "response_len")?;
+        CoreError::NegativeLength { column, row, value } => error(py, "negative_length", |context| {
+            context.set_item("column", column)?;
             context.set_item("row", row)?;
             context.set_item("value", value)
         }),
+        CoreError::TooLong { row, length, max_tokens, count } => error(py, "too_long", |context| {
+            context.set_item("row", row)?;
+            context.set_item("length", length)?;
+            context.set_item("max_tokens", max_tokens)?;
+            context.set_item("count", count)
+        }),
+        CoreError::Value { column, row, value, expected } => error(py, "bad_value", |context| {
+            context.set_item("column", column)?;
+            context.set_item("row", row)?;
+            context.set_item("given", value)?;
+            context.set_item("expected", expected)
+        }),
+        CoreError::TooFewAttempts { group, row, attempts, k } => error(py, "too_few_attempts", |context| {
+            context.set_item("group", group)?;
+            context.set_item("row", row)?;
+            context.set_item("attempts", attempts)?;
+            context.set_item("k", k)
+        }),
+        CoreError::SketchError { given, expected } => error(py, "bad_parameter", |context| {
+            context.set_item("owner", "QuantileSketch.merge")?;
+            context.set_item("name", "relative_error")?;
+            context.set_item("given", given)?;
+            context.set_item("expected", format!("{expected}, as the sketch that it is merged into has"))
+        }),
+        CoreError::SketchBytes { reason } => error(py, "bad_sketch", |context| context.set_item("reason", reason)),
         CoreError::TooManyRows { given } => error(py, "too_many_rows", |context| context.set_item("given", given)),
         CoreError::ZeroWeight { batch } => error(py, "zero_weight", |context| context.set_item("batch", batch)),
     }

@@ -9,12 +9,15 @@
 )]
 
 mod arrow;
+mod attempts;
 mod calls;
 mod columns;
 mod groups;
 mod ledger;
 mod memory;
+mod packing;
 mod rows;
+mod sketch;
 
 use pyo3::prelude::*;
 
@@ -27,13 +30,19 @@ mod _native {
     #[pymodule_export]
     use super::arrow::{ArrowColumn, Table};
     #[pymodule_export]
+    use super::attempts::{best_at_k, majority_at_k, pass_at_k, pass_of_counts};
+    #[pymodule_export]
     use super::columns::numbers;
     #[pymodule_export]
     use super::groups::Groups;
     #[pymodule_export]
     use super::ledger::{LagStatistics, StalenessLedger, TakenBatch, VersionSpan};
     #[pymodule_export]
+    use super::packing::{balance, pack};
+    #[pymodule_export]
     use super::rows::Rows;
+    #[pymodule_export]
+    use super::sketch::Sketch;
     use pyo3::exceptions::PyRuntimeWarning;
     use pyo3::prelude::*;
 
@@ -45,7 +54,9 @@ mod _native {
                 c"grpokit's extension is a debug build, slow and large; `make setup` builds it in release mode";
             PyErr::warn(module.py(), &module.py().get_type::<PyRuntimeWarning>(), message, 1)?;
         }
+        let functions = ["balance", "best_at_k", "majority_at_k", "numbers", "pack", "pass_at_k", "pass_of_counts"];
+        let classes = ["ArrowColumn", "Groups", "Rows", "Sketch", "Table"];
         let ledger = ["LagStatistics", "StalenessLedger", "TakenBatch", "VersionSpan"];
-        module.add("__all__", [&["ArrowColumn", "Groups", "Rows", "Table", "numbers"][..], &ledger].concat())
+        module.add("__all__", [&classes[..], &ledger, &functions].concat())
     }
 }

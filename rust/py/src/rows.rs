@@ -377,11 +377,11 @@ fn slice<'a>(lengths: &'a Lengths<'_>) -> PyResult<Slice<'a>> {
 fn weights_of(lengths: Slice<'_>) -> Result<Vec<f64>, CoreError> {
     match lengths {
         Slice::Wide(lengths) => {
-            shaping::check_lengths(lengths)?;
+            shaping::check_lengths("response_len", lengths)?;
             Ok(lengths.iter().map(|&length| length as f64).collect())
         }
         Slice::Narrow(lengths) => {
-            shaping::check_lengths(lengths)?;
+            shaping::check_lengths("response_len", lengths)?;
             Ok(lengths.iter().map(|&length| f64::from(length)).collect())
         }
     }
