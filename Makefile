@@ -50,7 +50,7 @@ test-slow: setup
 bench: setup
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .bench --no-deps -r benches/requirements.txt
 	cargo build --quiet --release --package grpokit-core --example group_path
-	PYTHONPATH=.bench $(BIN)/python benches/python/group_path.py
+	for name in group_path rows packing attempts ledger; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
 
 format:
 	cargo fmt --all

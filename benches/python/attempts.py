@@ -1,16 +1,16 @@
-"""best@k, worst@k and maj@k against verl's `process_validation_metrics`; prints a table.
+"""best@k, worst@k and maj@k against verl's `process_validation_metrics`; writes attempts.{json,md}.
 
 64 prompts with 16 attempts each, k of 2, 4, 8 and 16, 1,000 draws, as verl does it for every metric of a validation
 run. Before they are timed the results are compared: all means must agree within what verl's bootstrap is uncertain by.
 
-    PYTHONPATH=.bench .venv/bin/python benches/python/attempts.py
+    make bench
 """
 
 import sys
 from functools import partial
 
 import numpy as np
-from group_path import pair
+from timing import heading, machine, pair, save
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 
 import grpokit as gk
@@ -41,9 +41,15 @@ def ours(values, answers, prompts):
 
 def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
-    print(f"{PROMPTS} prompts × {ATTEMPTS} attempts, k of {KS}, {DRAWS:,} draws")
-    print("| values | ours, ms | verl 0.9.1, ms | ratio | largest difference, in standard errors of the bootstrap |")
-    print("|---|---:|---:|---:|---:|")
+    report = {"machine": machine("make bench", ("numpy", "verl")), "results": []}
+    lines = [
+        *heading("What k attempts would give", report["machine"]),
+        f"{PROMPTS} prompts × {ATTEMPTS} attempts, k of {KS}, best, worst and maj; verl with {DRAWS:,} draws.",
+        "",
+        "| values | ours, ms | verl, ms | ratio | largest difference, in standard errors of the bootstrap |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    print(*lines, sep="\n")
     for kind, values, answers, prompts in cases(np.random.default_rng(0)):
         uids, infos = [f"prompt {prompt}" for prompt in prompts], {"acc": values.tolist(), "pred": answers.tolist()}
         mine = partial(ours, values, answers, prompts)
@@ -60,7 +66,10 @@ def main():
                 raise SystemExit(f"{name} disagrees by {off:.1f} standard errors: the bench compares different things")
         us, them = pair(mine, rival, seconds)
         ratio = them["best"] / us["best"]
-        print(f"| {kind} | {us['best']:.2f} | {them['best']:.0f} | {ratio:.0f} | {worst:.1f} |", flush=True)
+        lines.append(f"| {kind} | {us['best']:.2f} | {them['best']:.0f} | {ratio:.0f} | {worst:.1f} |")
+        print(lines[-1], flush=True)
+        report["results"].append({"values": kind, "grpokit": us, "verl": them, "ratio": ratio, "apart": worst})
+    save("attempts", report, lines)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Events a second of the ledger and rows a second of the collector: one Python thread, one call an event.
 
-In: rollouts in a batch, the bound on staleness. Out: lines on stdout; the best of several runs.
+The best of several runs; writes ledger.{json,md}.
+
+    make bench
 """
 
 import sys
 import time
+
+from timing import heading, machine, save
 
 import grpokit as gk
 
@@ -62,15 +66,23 @@ def collect(groups, size=16, apart=256):
 
 def main():
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    report = {"machine": machine("make bench", ("numpy",)), "millions_a_second": {}}
+    lines = [*heading("The ledger and the collector", report["machine"]), "Events, or rows, in millions a second:", ""]
     for name, call in {
         "ledger, one source": lambda: schedule(400),
-        "ledger, two sources": lambda: schedule(400, "math"),
+        "ledger, two sources by name": lambda: schedule(400, "math"),
         "ledger, two spans a rollout": lambda: schedule(200, "math", [(0, 120), (0, 80)]),
         "collector, groups of 16": lambda: collect(4096),
     }.items():
-        print(f"{name:<28} {max(call() for _ in range(runs)) / 1e6:6.2f} M a second")
+        speed = max(call() for _ in range(runs)) / 1e6
+        report["millions_a_second"][name] = speed
+        lines.append(f"- {name}: {speed:.1f}")
+        print(lines[-1], flush=True)
     size, write, read = min((snapshot() for _ in range(runs)), key=lambda result: result[1] + result[2])
-    print(f"a snapshot of {size:,} bytes: written in {1e3 * write:.2f} ms, restored in {1e3 * read:.2f} ms")
+    written = f"A snapshot of {size:,} bytes is written in {1e3 * write:.2f} ms and restored in {1e3 * read:.2f} ms."
+    lines += ["", written]
+    print(written)
+    save("ledger", report, lines)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""`grpokit.balance` against verl's `get_seqlen_balanced_partitions`, and what `grpokit.pack` takes; prints a table.
+"""`grpokit.balance` against verl's `get_seqlen_balanced_partitions`, and what `grpokit.pack` takes; writes packing.md.
 
 Both get the lengths in the form that suits them, ours a NumPy array and verl's a list, and take turns in one run.
 Before they are timed their partitions are checked: every row once, counts as asked, and in tokens no worse a spread
 than verl's.
 
-    PYTHONPATH=.bench .venv/bin/python benches/python/packing.py
+    make bench
 """
 
 import sys
 from functools import partial
 
 import numpy as np
-from group_path import pair
+from timing import heading, machine, pair, save
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 import grpokit as gk
@@ -39,9 +39,15 @@ def spread_of(name, parts, lengths, *, equal_counts):
 def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0
     rng = np.random.default_rng(0)
-    print(f"{N:,} lengths to {RANKS} ranks")
-    print("| lengths | cost | equal counts | ours, ms | verl 0.9.1, ms | ratio | our spread | verl's spread |")
-    print("|---|---|---|---:|---:|---:|---:|---:|")
+    report = {"machine": machine("make bench", ("numpy", "verl")), "balance": [], "pack": []}
+    lines = [
+        *heading("Balancing and packing", report["machine"]),
+        f"{N:,} lengths to {RANKS} ranks:",
+        "",
+        "| lengths | cost | equal counts | ours, ms | verl, ms | ratio | our spread | verl's spread |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    print(*lines, sep="\n")
     for kind in ("uniform", "lognormal"):
         lengths = lengths_of(kind, rng)
         for cost in (None, (24_576, 1)):
@@ -57,17 +63,25 @@ def main():
                     raise SystemExit(f"our spread is {mine}, verl's {theirs}")
                 us, them = pair(ours, rival, seconds)
                 times = f"{us['best']:.2f} | {them['best']:.0f} | {them['best'] / us['best']:.0f}"
-                what = "tokens" if cost is None else "24576·n + n²"
-                print(f"| {kind} | {what} | {'yes' if equal else 'no'} | {times} | {mine} | {theirs} |", flush=True)
-        packing = gk.pack(lengths, max_tokens=32_768)
-        fewest = -(-int(lengths.sum()) // 32_768)
+                what = "tokens" if cost is None else "24,576·n + n²"
+                lines.append(f"| {kind} | {what} | {'yes' if equal else 'no'} | {times} | {mine} | {theirs} |")
+                print(lines[-1], flush=True)
+                row = {"lengths": kind, "cost": what, "equal_counts": equal, "spread": mine, "verl's spread": theirs}
+                report["balance"].append(row | {"grpokit": us, "verl": them})
         ours = partial(gk.pack, lengths, max_tokens=32_768)
-        best = pair(ours, ours, 1.0)[0]["best"]
-        print(
-            f"\npack, {kind}, budgets of 32,768: {best:.2f} ms, {len(packing.bins):,} bins "
-            f"(at least {fewest:,}), {packing.waste:.3%} empty\n",
-            flush=True,
-        )
+        row = {
+            "lengths": kind,
+            "best": pair(ours, ours, 1.0)[0]["best"],
+            "bins": len(ours().bins),
+            "waste": ours().waste,
+        }
+        report["pack"].append(row | {"at_least": -(-int(lengths.sum()) // 32_768)})
+    lines += ["", f"{N:,} lengths into budgets of 32,768:", ""]
+    for row in report["pack"]:
+        bins = f"{row['bins']:,} bins (at least {row['at_least']:,}), {row['waste']:.3%} empty"
+        lines.append(f"- {row['lengths']}: {row['best']:.1f} ms, {bins}")
+        print(lines[-1])
+    save("packing", report, lines)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ class Processed:
 
     @cached_property
     def lengths(self) -> QuantileSketch:
-        """The answers' lengths, to 1%, in a form that merges with those of other tables; empty without `response_len`."""
+        """The answers' lengths, to 1%, to be merged with those of other tables; empty without `response_len`."""
         sketch = QuantileSketch(0.01)
         if self._lengths is not None:
             sketch.add(self._lengths)
@@ -273,8 +273,8 @@ class Processed:
         dict of str to float
             `reward`, `reward_std` (the groups' mean standard deviation), `frac_reward_zero_std` (groups without
             signal), `kept_share`, `dropped/...` (rows by first reason); with `response_len`
-            `completions/mean_length`, ... (quantiles to 1%); with `finish` `completions/clipped_ratio`; with `version=` `staleness/...`;
-            with `reward_parts` `rewards/.../mean`.
+            `completions/mean_length`, ... (quantiles to 1%); with `finish` `completions/clipped_ratio`; with `version=`
+            `staleness/...`; with `reward_parts` `rewards/.../mean`.
         """
         groups, counts = self.groups, self.counts
         scored = self._outcomes[(self._reasons & 3) == 0]
