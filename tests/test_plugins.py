@@ -1,6 +1,7 @@
 """A package of somebody else's, built and installed, brings an estimator, a selection and a recipe."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,18 +27,36 @@ except gk.InputError as problem:
 """
 
 
-def test_an_installed_package_brings_stages(tmp_path):
+def install(package, target):
     uv = Path(sys.prefix) / "bin" / "uv"
-    target = ["--python", sys.executable, "--target", str(tmp_path), "--no-deps", "--offline", "--quiet"]
-    subprocess.run([str(uv), "pip", "install", *target, str(PACKAGE)], check=True)
+    where = ["--python", sys.executable, "--target", str(target), "--no-deps", "--offline", "--quiet"]
+    subprocess.run([str(uv), "pip", "install", *where, str(package)], check=True)
+
+
+def test_a_broken_package_takes_nothing_away(tmp_path):
+    package = tmp_path / "broken"
+    shutil.copytree(PACKAGE, package)
+    (package / "median_baseline.py").write_text("import no_such_module\n", encoding="utf-8")
+    install(package, tmp_path / "site")
+    code = "import grpokit as gk; print(gk.recipe('grpo').name)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "grpo\n"
+    # The kind "broken_package", as a warning.
+    for word in ("median-baseline offers stages", "'median_baseline'", "no_such_module"):
+        assert word in done.stderr
+
+
+def test_an_installed_package_brings_stages(tmp_path):
+    install(PACKAGE, tmp_path)
     assert (tmp_path / "median_baseline-1.0.dist-info" / "entry_points.txt").exists()
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.splitlines() == [
-        "{'in': 6, 'kept': 3, 'no_signal': 2, 'other': 1} [-1.0, 0.0, 2.0, 0.0, 0.0, 0.0]",
-        "Row 3 (group 'a', outcome 9) is dropped, other: the stage Judged says so.",
+        "{'in': 6, 'kept': 3, 'no_signal': 2, 'other:Judged': 1} [-1.0, 0.0, 2.0, 0.0, 0.0, 0.0]",
+        "Row 3 (group 'a', outcome 9) is dropped, other:Judged: the stage Judged says so.",
         "['Judged', 'HasSignal', 'MedianBaseline']",
         "missing_column Judged judge",
     ]

@@ -149,7 +149,7 @@ def test_stages_of_another_package():
     for rows in (ROWS, [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]):
         out = gk.process(rows, mine)
         assert out.keep.tolist() == [True, True, False, True, True]
-        assert out.counts == {"in": 5, "kept": 4, "other": 1}
+        assert out.counts == {"in": 5, "kept": 4, "other:Easy": 1}
         np.testing.assert_allclose(out.shaped_rewards, [0.1, 1.2, 3.9, 1.3, 0.4])
         np.testing.assert_allclose(out.advantages, [-0.55, 0.55, 0.0, 0.45, -0.45])
     with pytest.raises(gk.InputError, match=r"GroupMedian reads column 'difficulty', which is not there"):

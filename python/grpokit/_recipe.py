@@ -300,7 +300,8 @@ def _stage(kind: str, data: Mapping[str, Any]) -> Any:
         raise error("bad_parameter", owner="from_dict", name=kind, given=data, expected=expected)
     cls = lookup(kind, data["stage"])
     fields = dataclasses.fields(cls)
-    optional = [f.name for f in fields if "None" in str(f.type)]
+    # Where None is the default it is left out when written, so the word is a word.
+    optional = [f.name for f in fields if "None" in str(f.type) and f.default is not None]
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "stage"}
     given = {k: None if v == "none" and k in optional else v for k, v in given.items()}
     _known(cls.__name__, given, [f.name for f in fields])

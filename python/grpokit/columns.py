@@ -43,8 +43,11 @@ class Source:
     """
 
     def __init__(self, rollouts: Any, names: Names | None = None, words: Sequence[str] = ()) -> None:
-        self.names = _checked(names or {}, words)
-        self.known, self._get = _open(rollouts, [*WORDS, *words])
+        self.names = _checked({} if names is None else names, words)
+        theirs = [name for column in self.names for name in self._theirs(column)]
+        # A frame that is written to later copies first while somebody else has a view of it.
+        self.table = rollouts.copy(deep=False) if type(rollouts).__module__.split(".")[0] == "pandas" else rollouts
+        self.known, self._get = _open(self.table, [*WORDS, *words, *theirs])
         self.lengths: dict[str, int] = {}
         self._found: dict[str, Column] = {}
 
@@ -67,7 +70,10 @@ class Source:
             if self.known.count(name) > 1:
                 raise error("duplicate_column", count=self.known.count(name), column=name)
             if name not in self._found:
-                self._found[name] = as_column(name, self._get(name))
+                data = self._get(name)
+                if column == "token_ids" and getattr(data, "ndim", 1) == 2:
+                    data = list(data)  # padded rows are compared as they are
+                self._found[name] = as_column(name, data)
                 self._check_length(name, len(self._found[name]))
             found.append(self._found[name])
         return found
@@ -229,7 +235,7 @@ def keys(name: str, data: Column) -> Column:
         return np.ascontiguousarray(data, data.dtype.newbyteorder("="))
     if data.dtype.kind == "T":
         return np.ascontiguousarray(data.astype(object))
-    raise error("bad_keys", given=f"of dtype {data.dtype}")
+    raise error("bad_keys", column=name, given=f"of dtype {data.dtype}")
 
 
 def as_numpy(data: Column) -> NDArray[Any]:
@@ -238,7 +244,10 @@ def as_numpy(data: Column) -> NDArray[Any]:
         data = data.to_list()
     if isinstance(data, np.ndarray):
         return data
-    array = np.asarray(data)
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        return _objects(data)  # lists of different lengths
     return array if array.ndim == 1 and array.dtype.kind in "biuf" else _objects(data)
 
 
@@ -266,24 +275,33 @@ def numeric_parts(source: Source) -> dict[str, NDArray[np.float64]]:
     if "reward_parts" not in source:
         return {}
     found: dict[str, Any] = {}
-    for name, column in zip(source.names_of("reward_parts"), source.several("reward_parts", "process"), strict=True):
-        if isinstance(column, ArrowColumn):
-            fields = column.fields()
-            found |= {field: column.field(field) for field in fields} if fields else {name: column}
-            continue
-        listed = column.tolist() if isinstance(column, np.ndarray) and column.dtype.kind == "O" else column
-        if isinstance(listed, list) and any(isinstance(value, Mapping) for value in listed):
-            records = [value or {} for value in listed]
-            fields = list(dict.fromkeys(field for record in records for field in record))
-            found |= {field: [record.get(field) for record in records] for field in fields}
-        else:
-            found[name] = listed
+    names = source.names_of("reward_parts")
+    for name, column in zip(names, source.several("reward_parts", "process"), strict=True):
+        fields = _fields(name, column)
+        several = len(names) > 1
+        found |= {f"{name}.{field}" if several and field != name else field: part for field, part in fields.items()}
     parts = {}
     for name, column in found.items():
         values, known = numbers(name, floats(name, column))
         values[~known] = np.nan
         parts[name] = values
     return parts
+
+
+def _fields(name: str, column: Column) -> dict[str, Any]:
+    """The columns in a column of records or structs; the column itself where it holds numbers."""
+    if isinstance(column, ArrowColumn):
+        return {field: column.field(field) for field in column.fields()} or {name: column}
+    listed = column.tolist() if isinstance(column, np.ndarray) else column
+    if not any(isinstance(value, Mapping) for value in listed):
+        return {name: column}
+    for row, value in enumerate(listed):
+        if value is not None and not isinstance(value, Mapping):
+            given = f"{type(value).__name__} in row {row} beside records"
+            raise error("column_type", column=name, given=given, expected="numbers, or a record of numbers in each row")
+    records = [value or {} for value in listed]
+    fields = dict.fromkeys(field for record in records for field in record)
+    return {str(field): [record.get(field) for record in records] for field in fields}
 
 
 def contents(name: str, data: Column, groups: Groups) -> Groups:
@@ -295,10 +313,20 @@ def content_keys(name: str, data: Column) -> Column:
     """Text or lists of token ids as keys for the native core."""
     if isinstance(data, ArrowColumn) or (isinstance(data, np.ndarray) and data.dtype.kind != "O"):
         return keys(name, data)
-    listed = data if isinstance(data, list) else data.tolist()
+    listed = data if isinstance(data, list) else list(data)
     if not listed or isinstance(listed[0], str | bytes):
         return listed
     return [_token_bytes(name, row, ids) for row, ids in enumerate(listed)]
+
+
+def prompt_keys(data: Column) -> Column:
+    """Prompts as keys: text, token ids, or messages, which are compared as they are written."""
+    if isinstance(data, ArrowColumn):
+        if "Struct" not in data.dtype:
+            return data
+        data = data.to_list()
+    listed = data if isinstance(data, list) else data.tolist()
+    return listed if all(isinstance(prompt, str) for prompt in listed) else [repr(prompt) for prompt in listed]
 
 
 def _token_bytes(name: str, row: int, ids: Any) -> bytes:
@@ -325,5 +353,6 @@ def words(name: str, data: Column, known: Sequence[str]) -> NDArray[np.int64]:
 
 def _objects(data: list[Any]) -> NDArray[Any]:
     array = np.empty(len(data), object)
-    array[:] = data
+    for row, value in enumerate(data):
+        array[row] = value
     return array

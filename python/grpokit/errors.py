@@ -136,8 +136,7 @@ KINDS: dict[str, Kind] = {
     ),
     "too_large": Kind(
         InputError,
-        "the reward of row {row} is {value}; expected at most 1e150 in size, so that its square is a number. Rescale "
-        "the rewards.",
+        "{column!r} is {value} in row {row}; expected at most 1e150 in size, so that its square is a number. Rescale.",
     ),
     "too_long": Kind(
         InputError,
@@ -254,7 +253,16 @@ KINDS: dict[str, Kind] = {
     ),
     "bad_keys": Kind(
         InputTypeError,
-        "group ids are {given}; expected integers, strings or bytes, or a list of such columns for a composite key.",
+        "column {column!r} is {given}; expected ids: integers, strings or bytes, all of one kind. A composite key is "
+        "several columns: columns={{'group_id': [...]}}.",
+    ),
+    "null_key": Kind(
+        InputError,
+        "column {column!r} is null ({given}); expected an id in every row. Fill or drop these rows.",
+    ),
+    "broken_package": Kind(
+        InputError,
+        "{package} offers stages of grpokit in {entry!r}, which cannot be imported: {reason}. Mend or remove it.",
     ),
     "file_exists": Kind(
         FileError,

@@ -1,7 +1,8 @@
 """Several rows of one rollout: turns, or the segments that a long rollout was cut into.
 
-In: rows with a `rollout_id`. Out: one row a rollout, on which the stages work, and the way back. A rollout is one
-answer: its reward counts once, its lengths add up, and what becomes of it becomes of all its rows.
+In: rows with a `rollout_id`, and where there is one a `turn_idx`, which orders them. Out: one row a rollout, on which
+the stages work, and the way back. A rollout is one answer: its reward counts once, its lengths add up, its text is that
+of all rows, and what becomes of it becomes of all its rows.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._native import Groups, numbers
-from .columns import WHOLE, as_numpy, content_keys, integers, words
+from ._native import ArrowColumn, Groups, numbers
+from .columns import WHOLE, as_numpy, integers, words
 from .errors import error
 from .selection import FINISH
 
@@ -29,14 +30,27 @@ class FanOut:
     codes : (N,) uint32
         The rollout of each row, in order of first appearance.
     first, sizes : (M,) int64
-        The first row of each rollout, and its number of rows.
+        The row of the table at which each rollout appears, and its number of rows.
+    opening : (M,) int64
+        The row of each rollout's first turn.
     """
 
-    def __init__(self, ids: Column, groups: Groups, threads: int | None) -> None:
+    def __init__(self, ids: Column, turns_N: NDArray[Any] | None, groups: Groups, threads: int | None) -> None:
         rollouts = Groups([groups.codes.astype(np.int64), ids], ["group_id", "rollout_id"], threads)
         self.codes, self.first, self.sizes = rollouts.codes, rollouts.first, rollouts.sizes
         self._order = rollouts.order
+        if turns_N is not None:
+            if len(turns_N) != len(self.codes):
+                raise error(
+                    "column_length",
+                    column="turn_idx",
+                    length=len(turns_N),
+                    other="rollout_id",
+                    expected=len(self.codes),
+                )
+            self._order = np.lexsort((turns_N, self.codes))
         self._starts = np.cumsum(self.sizes) - self.sizes
+        self.opening = self._order[self._starts]
 
     def __len__(self) -> int:
         return len(self.first)
@@ -58,9 +72,8 @@ class FanOut:
         bad = np.flatnonzero(scored_N & ~np.isfinite(values_N))
         if finite and len(bad):
             raise error("not_finite", column=name, count=len(bad), rows=bad[:5].tolist())
-        listed = np.where(scored_N, values_N, np.nan)
-        first = listed[self.first][self.codes]
-        self._check_same(name, listed, (listed == first) | (np.isnan(listed) & np.isnan(first)))
+        listed = as_numpy([x if known else None for x, known in zip(values_N.tolist(), scored_N.tolist(), strict=True)])
+        self._check_same(name, listed)
         return values_N[self.first], scored_N[self.first]
 
     def reduce(self, name: str, data: Column) -> Any:
@@ -71,9 +84,11 @@ class FanOut:
         must agree.
         """
         if name in ("text", "token_ids"):
-            codes_N = Groups([content_keys(name, data)], [name]).codes
-            listed = np.split(codes_N[self._order], self._starts[1:])
-            return [part.tobytes() for part in listed] if len(self) else []
+            listed = data.to_list() if isinstance(data, ArrowColumn) else list(data)
+            rows = [[listed[row] for row in part.tolist()] for part in np.split(self._order, self._starts[1:])]
+            if name == "text":
+                return ["".join(map(str, part)) for part in rows[: len(self)]]
+            return [[token for ids in part for token in ids] for part in rows[: len(self)]]
         if name == "finish":
             words_N = words(name, data, FINISH)[self._order]
             length = FINISH.index("length")
@@ -93,7 +108,7 @@ class FanOut:
                 return ufunc.reduceat(values_N[self._order], self._starts)
             data = values_N
         array = as_numpy(data)
-        self._check_same(name, array, array == array[self.first][self.codes])
+        self._check_same(name, array)
         return array[self.first]
 
     def expand(self, values_M: NDArray[Any]) -> NDArray[Any]:
@@ -104,11 +119,15 @@ class FanOut:
         if length != len(self.codes):
             raise error("column_length", column=name, length=length, other="rollout_id", expected=len(self.codes))
 
-    def _check_same(self, name: str, values_N: NDArray[Any], same: Any) -> None:
-        if not np.all(same):
-            row = int(np.flatnonzero(~np.asarray(same))[0])
+    def _check_same(self, name: str, values_N: NDArray[Any]) -> None:
+        first_N = values_N[self.first][self.codes]
+        if values_N.dtype.kind == "O":
+            pairs = zip(values_N.tolist(), first_N.tolist(), strict=True)
+            same = np.fromiter((a is b or repr(a) == repr(b) for a, b in pairs), bool, len(values_N))
+        else:
+            same = (values_N == first_N) | ((values_N != values_N) & (first_N != first_N))  # noqa: PLR0124
+        if not same.all():
+            row = int((~same).argmax())
             first = int(self.first[self.codes[row]])
             other, value = values_N[[first, row]].tolist()
-            # The rewards that are null have come here as NaN.
-            other, value = (None if x != x else x for x in (other, value))  # noqa: PLR0124
             raise error("rollout_differs", column=name, first=first, other=other, row=row, value=value)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._native import Groups
-from .columns import content_keys, contents, integers
-from .errors import InputError, InputTypeError
+from .columns import contents, integers, prompt_keys, words
+from .errors import InputError, InputTypeError, error
+from .selection import FINISH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ LARGEST_GROUP = 256
 CODES = (
     *("all_singletons", "uneven_groups", "one_group", "mixed_prompts", "split_prompt", "constant_rewards"),
     *("dead_source", "dead_part", "not_binary", "beyond_max_len", "duplicate_rows", "repeated_rollouts"),
-    "duplicate_answers",
+    *("duplicate_answers", "unreadable_column"),
 )
 
 
@@ -68,11 +69,12 @@ def lint(out: Processed) -> tuple[Finding, ...]:
     """All findings about a table."""
     single = every_group_is_one(out._rows.n, len(out._groups), out._recipe.advantage.signal)
     found = [single] if single else list(_sizes(out))
-    for look in (_prompts, _rewards, _lengths, _copies):
+    for look in (_prompts, _rewards, _lengths, _words, _turns, _copies):
         try:
             found += look(out)
-        except (InputError, InputTypeError):
-            continue  # a column that no stage reads, and that cannot be compared
+        except (InputError, InputTypeError) as problem:
+            evidence = f"a column that no stage reads cannot be read: {problem}"
+            found.append(Finding("unreadable_column", evidence, "Mend it, or leave it out."))
     return tuple(found)
 
 
@@ -100,17 +102,18 @@ def _sizes(out: Processed) -> Iterator[Finding]:
 def _prompts(out: Processed) -> Iterator[Finding]:
     if "prompt" not in out._held:
         return
-    alone = Groups([content_keys("prompt", out._held["prompt"])], ["prompt"])
+    alone = Groups([prompt_keys(out._held["prompt"])], ["prompt"])
     groups = out._row_groups
     # A turn's prompt may hold the turns before it, so a rollout is known by its first row's.
-    first = out._fan_out.first if out._fan_out else np.arange(len(groups.codes))
+    first = out._fan_out.opening if out._fan_out else np.arange(len(groups.codes))
     kinds = _pairs(groups.codes[first], alone.codes[first])
     mixed_G = np.bincount(groups.codes[first][kinds.first], minlength=len(groups)) > 1
     if mixed_G.any():
         evidence = f"{int(mixed_G.sum()):,} groups hold different prompts"
         remedy = "group_id must be the id of the prompt; with several epochs or steps, add `step`."
         yield Finding("mixed_prompts", evidence, remedy, tuple(groups.first[mixed_G][:5].tolist()))
-    prompts_G = alone.codes[groups.first]
+    prompts_G = np.zeros(len(groups), np.uint32)
+    prompts_G[groups.codes[first[::-1]]] = alone.codes[first[::-1]]
     apart = (
         _pairs(_steps(out)[groups.first], prompts_G) if "step" in out._held else Groups([_wide(prompts_G)], ["prompt"])
     )
@@ -144,11 +147,14 @@ def _rewards(out: Processed) -> Iterator[Finding]:
         yield Finding("constant_rewards", evidence, "Look at what the scorer is given and what it returns.")
     elif out._sources is not None:
         sources, names = out._sources
-        for code, name in enumerate(names):
-            of_M = (sources.codes == code) & scored_M
-            if of_M.sum() > 1 and not outcomes_M[of_M].any():
-                evidence = f"all {int(of_M.sum()):,} outcomes of source {name!r} are 0"
-                yield Finding("dead_source", evidence, "Its scorer may have died: try it by hand.", _rows_of(out, of_M))
+        rows = np.bincount(sources.codes, scored_M, len(names))
+        right = np.bincount(sources.codes, scored_M & (outcomes_M != 0), len(names))
+        dead = np.flatnonzero((rows > 1) & (right == 0))
+        if len(dead):
+            listed = ", ".join(f"all {rows[code]:,.0f} outcomes of {names[code]!r}" for code in dead[:5].tolist())
+            evidence = f"{listed}{f' and of {len(dead) - 5:,} more sources' if len(dead) > 5 else ''} are 0"
+            of_M = np.isin(sources.codes, dead) & scored_M
+            yield Finding("dead_source", evidence, "Its scorer may have died: try it by hand.", _rows_of(out, of_M))
     for part, values_N in out._parts.items():
         known = values_N[~np.isnan(values_N)]
         if len(known) > 1 and not known.any():
@@ -173,11 +179,21 @@ def _lengths(out: Processed) -> Iterator[Finding]:
         yield Finding("beyond_max_len", evidence, remedy, _rows_of(out, long_M))
 
 
-def _copies(out: Processed) -> Iterator[Finding]:
+def _words(out: Processed) -> Iterator[Finding]:
+    if "finish" in out._held:
+        words("finish", out._held["finish"], FINISH)
+    if "response_len" in out._held and out._lengths is None:
+        lengths = integers("response_len", out._held["response_len"])
+        row = int((lengths < 0).argmax())
+        raise error("negative_length", column="response_len", row=row, value=int(lengths[row]))
+    yield from ()
+
+
+def _turns(out: Processed) -> Iterator[Finding]:
     fan_out, held = out._fan_out, out._held
     if fan_out is not None and "turn_idx" not in held:
         evidence = f"{int((fan_out.sizes > 1).sum()):,} rollouts have several rows and there is no `turn_idx`"
-        remedy = "Add turn_idx (any number that tells the rows of a rollout apart), so that copies can be seen."
+        remedy = "Add turn_idx, which orders the rows of a rollout, so that copies can be seen."
         yield Finding("repeated_rollouts", evidence, remedy, tuple(fan_out.first[fan_out.sizes > 1][:5].tolist()))
     elif fan_out is not None:
         turns = _pairs(fan_out.codes, integers("turn_idx", held["turn_idx"]))
@@ -186,6 +202,10 @@ def _copies(out: Processed) -> Iterator[Finding]:
             evidence = f"{int(copies_N.sum()):,} rows repeat the rollout and the turn of another row"
             rows = tuple(np.flatnonzero(copies_N)[:5].tolist())
             yield Finding("duplicate_rows", evidence, "Was a file read twice, or a retry written beside it?", rows)
+
+
+def _copies(out: Processed) -> Iterator[Finding]:
+    fan_out, held = out._fan_out, out._held
     for name in ("token_ids", "text"):
         if name in held:
             data: Any = fan_out.reduce(name, held[name]) if fan_out else held[name]

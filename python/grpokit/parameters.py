@@ -25,7 +25,7 @@ def check_number(
     InputError
         `bad_parameter`, with the stage, the parameter and what was expected.
     """
-    value = getattr(stage, name)
+    value = _plain(stage, name)
     if optional and value is None:
         return
     fine = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
@@ -59,7 +59,7 @@ def check_count(stage: Any, name: str, *, at_least: int = 0) -> None:
     InputError
         `bad_parameter`, with the stage and the parameter.
     """
-    value = getattr(stage, name)
+    value = _plain(stage, name)
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**53:
         expected = f"a whole number, {at_least} or more"
         raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
@@ -81,3 +81,12 @@ def whole(owner: str, name: str, given: Any, *, at_least: int, at_most: int) -> 
         expected = f"a whole number from {at_least:,} to {at_most:,}"
         raise error("bad_parameter", owner=owner, name=name, given=given, expected=expected)
     return number
+
+
+def _plain(stage: Any, name: str) -> Any:
+    """The parameter; a NumPy number is put in as Python's, which goes to JSON."""
+    value = getattr(stage, name)
+    if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+        object.__setattr__(stage, name, value)
+    return value

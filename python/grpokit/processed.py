@@ -1,22 +1,23 @@
 """What `grpokit.process` found: verdicts row by row, counts, findings, statistics, and why.
 
 In: rows that went through a recipe's stages. Out: arrays in the order of the table. Whatever is not needed by everyone
-is made when it is asked for; nothing here refers to arrays or lists that the caller may write to.
+is made when it is asked for, from what the caller cannot write to meanwhile: copies, and Arrow's buffers, which are
+never written to (lists within lists are shared).
 """
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._native import ArrowColumn, Groups
+from ._native import ArrowColumn, Groups, Rows
 from .columns import integers, take, words
-from .errors import InputError, InputTypeError, error
+from .errors import InputError, InputTypeError
 from .lint import lint
+from .parameters import whole
 from .selection import FINISH, Reason
 from .sketch import QuantileSketch
 from .stages import Read, Select
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-    from ._native import Rows
     from ._recipe import Recipe
     from .columns import Column
     from .fan_out import FanOut
     from .lint import Finding
+
+MOST_SOURCES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +106,11 @@ class Processed:
         advantages: NDArray[np.float64],
         staleness: NDArray[np.int64] | None,
         missing: int | None,
+        table: Any = None,
     ) -> None:
         self._recipe, self._rows, self._groups, self._row_groups = recipe, rows, groups, row_groups
         self._fan_out, self._ids, self._held, self._parts, self._stages = fan_out, ids, held, parts, stages
-        self._sources = sources
+        self._sources, self._alive = sources, table
         self.keep: NDArray[np.bool_] = self._expand(rows.keep())
         self.advantages: NDArray[np.float64] = self._expand(advantages)
         self.staleness = staleness
@@ -137,9 +140,16 @@ class Processed:
             return None
         try:
             lengths = integers("response_len", self._held["response_len"])
+            if (lengths < 0).any():
+                return None
         except (InputError, InputTypeError):
-            return None  # no stage reads them, or it would have said so
+            return None  # no stage reads them, or it would have said so; the lint does
         return lengths if self._fan_out is None else self._fan_out.reduce("response_len", lengths)
+
+    def _sampled(self, values_M: NDArray[np.float64]) -> GroupStats:
+        """The groups' statistics of everything that was scored, whatever was dropped."""
+        scored = (self._reasons & (Reason.UNSCORED | Reason.NOT_FINITE)) == 0
+        return GroupStats(*statistics(Rows(self._groups, (np.where(scored, values_M, 0.0), scored)), 1.0))
 
     @cached_property
     def reasons(self) -> NDArray[np.uint32]:
@@ -174,12 +184,16 @@ class Processed:
         n, mean, std, low, high, signal = statistics(self._rows, 1.0)
         return GroupTable(n=n, mean=mean, std=std, min=low, max=high, signal=signal, id=ids, first=first)
 
-    @cached_property
+    @property
     def counts(self) -> dict[str, int]:
         """Rows by what became of them: "in", "kept", and each reason that came first, by its name in lower case.
 
         in = kept + Σ dropped, always.
         """
+        return dict(self._counts)
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
         return self._counted(self._rows.counts(None, self._sizes)[0])
 
     @cached_property
@@ -203,17 +217,21 @@ class Processed:
     def _sizes(self) -> NDArray[np.int64] | None:
         return None if self._fan_out is None else self._fan_out.sizes
 
+    def _name(self, stage: int) -> str:
+        """The reason of a stage, counted from 1; stages of other packages are told apart."""
+        reason = self._rows.reason(stage)
+        own = f":{type(self._stages[stage - 1]).__name__}" if reason == Reason.OTHER else ""
+        return name_of(reason) + own
+
     def _counted(self, counts: list[int]) -> dict[str, int]:
         rows, kept, *stages = counts
+        by_reason = sorted((self._rows.reason(stage), stage, n) for stage, n in enumerate(stages, 1) if n)
         found: dict[str, int] = {}
-        for stage, count in enumerate(stages, 1):
-            if count:
-                name = name_of(self._rows.reason(stage))
-                found[name] = found.get(name, 0) + count
+        for _, stage, count in by_reason:
+            found[self._name(stage)] = found.get(self._name(stage), 0) + count
         if kept + sum(found.values()) != rows:
             raise AssertionError(f"{rows} rows in, {kept} kept, {found} dropped: a bug in grpokit")
-        order = {name_of(reason): place for place, reason in enumerate(Reason)}
-        return {"in": rows, "kept": kept} | dict(sorted(found.items(), key=lambda item: order[item[0]]))
+        return {"in": rows, "kept": kept} | found
 
     @cached_property
     def lint(self) -> tuple[Finding, ...]:
@@ -236,10 +254,7 @@ class Processed:
         >>> print(out.explain(2))
         Row 2 (group 8, outcome 1) is dropped, no_signal: its group has no two outcomes that count.
         """
-        if not hasattr(row, "__index__") or not 0 <= row < len(self):
-            expected = f"a row number from 0 to {len(self) - 1}"
-            raise error("bad_parameter", owner="explain", name="row", given=row, expected=expected)
-        row = operator.index(row)
+        row = whole("explain", "row", row, at_least=0, at_most=len(self) - 1)
         rollout = row if self._fan_out is None else int(self._fan_out.codes[row])
         group = int(self._groups.codes[rollout])
         reasons, stage = int(self._reasons[rollout]), self._rows.first_stage(rollout)
@@ -257,34 +272,36 @@ class Processed:
             why = selection.because(None if read is None else Read(*read))
         else:
             why = {
-                Reason.UNSCORED: "its reward is null, so it could not be scored",
-                Reason.NOT_FINITE: "its reward is NaN or infinite",
+                Reason.UNSCORED: "its reward (or gate) is null, so it could not be scored",
+                Reason.NOT_FINITE: "its reward (or gate) is NaN or infinite",
                 Reason.SURPLUS: "nothing is wrong with it, but the batch is full; carry it over",
             }[Reason(first)]
         others = [name_of(reason) for reason in Reason if reason & reasons & ~first]
         also = f" It would be dropped for {', '.join(others)} as well." if others else ""
-        return f"{head}dropped, {name_of(first)}: {why}.{also}"
+        return f"{head}dropped, {self._name(stage)}: {why}.{also}"
 
     def metrics(self) -> dict[str, float]:
-        """A page of numbers about the table, by TRL's names where TRL has one.
+        """A page of numbers about the table as it was sampled, by TRL's names where TRL has one.
 
         Returns
         -------
         dict of str to float
-            `reward`, `reward_std` (the groups' mean standard deviation), `frac_reward_zero_std` (groups without
-            signal), `kept_share`, `dropped/...` (rows by first reason); with `response_len`
-            `completions/mean_length`, ... (quantiles to 1%); with `finish` `completions/clipped_ratio`; with `version=`
-            `staleness/...`; with `reward_parts` `rewards/.../mean`.
+            `reward` and `reward_std` (the groups' mean standard deviation), `outcome` (the gate where there is one) and
+            `frac_reward_zero_std` (groups whose outcomes have no signal), over everything that was scored; `kept_share`
+            and `dropped/...` (rows by first reason); with `response_len` `completions/mean_length`, ... (quantiles to
+            1%); with `finish` `completions/clipped_ratio`; with `version=` `staleness/...`; with `reward_parts`
+            `rewards/.../mean`. Several rows of one rollout count once.
         """
-        groups, counts = self.groups, self.counts
-        scored = self._outcomes[(self._reasons & 3) == 0]
-        some = groups.n > 0
+        outcomes, counts = self._sampled(self._outcomes), self.counts
+        scored = (self._reasons & (Reason.UNSCORED | Reason.NOT_FINITE)) == 0
+        rewards_M = self._rows.scores()
         found = {
             "rows": float(len(self)),
-            "groups": float(len(groups.n)),
-            "reward": _mean(scored),
-            "reward_std": _mean(groups.std[groups.n > 1]),
-            "frac_reward_zero_std": _mean(~groups.signal[some]),
+            "groups": float(len(outcomes.n)),
+            "reward": _mean(rewards_M[scored]),
+            "reward_std": _mean(self._sampled(rewards_M).std[outcomes.n > 1]),
+            "outcome": _mean(self._outcomes[scored]),
+            "frac_reward_zero_std": _mean(~outcomes.signal[outcomes.n > 0]),
             "kept_share": _mean(self.keep),
         }
         found |= {f"dropped/{name}": float(n) for name, n in counts.items() if name not in ("in", "kept")}
@@ -296,15 +313,18 @@ class Processed:
                 "completions/max_length": float(lengths.max()),
             }
             found |= {f"completions/length_p{q}": self.lengths.quantile(q / 100) for q in (50, 90, 99)}
-        if "finish" in self._held:
-            finish = self._held["finish"]
-            finish = finish if self._fan_out is None else self._fan_out.reduce("finish", finish)
-            found["completions/clipped_ratio"] = _mean(words("finish", finish, FINISH) == FINISH.index("length"))
+        finish = self._held.get("finish")
+        try:
+            finish = (
+                None if finish is None else finish if self._fan_out is None else self._fan_out.reduce("finish", finish)
+            )
+            if finish is not None:
+                found["completions/clipped_ratio"] = _mean(words("finish", finish, FINISH) == FINISH.index("length"))
+        except (InputError, InputTypeError):
+            pass  # words that no stage reads, or it would have said so; the lint does
         if self.staleness is not None and len(self.staleness):
-            found |= {
-                "staleness/mean": _mean(self.staleness),
-                "staleness/max": float(self.staleness.max()),
-            }
+            lags = self.staleness if self._fan_out is None else self.staleness[self._fan_out.first]
+            found |= {"staleness/mean": _mean(lags), "staleness/max": float(lags.max())}
         for part, values in self._parts.items():
             known = values[~np.isnan(values)]
             found |= {
@@ -314,22 +334,27 @@ class Processed:
         return found
 
     def pass_rates(self, bins: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The histogram of the groups' mean outcomes: counts (bins,) and edges (bins + 1,), from 0 to 1.
+        """The histogram of the groups' mean outcomes as sampled: counts (bins,) and edges (bins + 1,), from 0 to 1.
 
-        A mean outside 0 to 1 is counted in the nearest bin; groups in which nothing counts are left out.
+        A mean outside 0 to 1 is counted in the nearest bin; groups in which nothing was scored are left out.
         """
-        groups = self.groups
-        means = np.clip(groups.mean[groups.n > 0], 0, 1)
-        return np.histogram(means, bins=bins, range=(0.0, 1.0))
+        bins = whole("pass_rates", "bins", bins, at_least=1, at_most=10_000)
+        stats = self._sampled(self._outcomes)
+        return np.histogram(np.clip(stats.mean[stats.n > 0], 0, 1), bins=bins, range=(0.0, 1.0))
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Column names and lines: one line a source and one for all."""
         names = list(self.counts)
         lines = [*self.counts_by_source.items()] if len(self.counts_by_source) > 1 else []
+        if len(lines) > MOST_SOURCES:
+            lines.sort(key=lambda line: -line[1]["in"])
+            rest = {name: sum(of.get(name, 0) for _, of in lines[MOST_SOURCES:]) for name in names}
+            lines = [*lines[:MOST_SOURCES], (f"{len(lines) - MOST_SOURCES:,} others", rest)]
         cells = []
         for label, counts in [*lines, ("all", self.counts)]:
             share = f"{counts['kept'] / max(counts['in'], 1):.1%}"
-            cells.append([str(label), *(f"{counts.get(name, 0):,}" for name in names), share])
+            shown = str(label) if str(label).isprintable() else repr(label)
+            cells.append([shown, *(f"{counts.get(name, 0):,}" for name in names), share])
         return ["source", *names, "kept %"], cells
 
     def __str__(self) -> str:
@@ -353,14 +378,15 @@ class Processed:
 
     def __rich__(self) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
         names, cells = self._table()
-        caption = "\n".join(f"lint {finding}" for finding in self.lint) or None
+        caption = Text("\n".join(f"lint {finding}" for finding in self.lint)) if self.lint else None
         table = Table(title=f"{len(self):,} rows in {len(self._groups):,} groups", caption=caption)
         for name in names:
             table.add_column(name, justify="left" if name == "source" else "right")
         for line in cells:
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         return table
 
     def __repr__(self) -> str:

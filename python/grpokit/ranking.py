@@ -131,7 +131,7 @@ class SourceLimit(Select):
     ----------
     groups : int
         The most groups.
-    source : str or None
+    source : str, int or None
         The source that is limited; None: each of them. Several limits are several stages.
 
     Notes
@@ -140,15 +140,17 @@ class SourceLimit(Select):
     """
 
     groups: int
-    source: str | None = None
+    source: str | int | None = None
     reads: ClassVar[frozenset[str]] = frozenset({"source"})
     scope: ClassVar[Literal["batch"]] = "batch"
     equation: ClassVar[str] = "at most `groups` groups of a source"
 
     def __post_init__(self) -> None:
         check_count(self, "groups")
-        if self.source is not None and not isinstance(self.source, str):
-            raise error("bad_parameter", owner="SourceLimit", name="source", given=self.source, expected="a str")
+        if self.source is not None and (isinstance(self.source, bool) or not isinstance(self.source, str | int)):
+            raise error(
+                "bad_parameter", owner="SourceLimit", name="source", given=self.source, expected="a name, or None"
+            )
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Drops the groups beyond the limit."""
@@ -166,7 +168,7 @@ class SourceLimit(Select):
 
     def because(self, read: Read | None) -> str:
         """Why a row was dropped."""
-        return f"{self.groups} groups of its source came before it"
+        return f"{self.groups} groups of its source came before it" if self.groups else "its source is to have no group"
 
 
 def batches(columns: Columns) -> Groups | None:

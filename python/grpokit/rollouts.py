@@ -6,7 +6,9 @@ its advantage; for every group its statistics.
 
 from __future__ import annotations
 
+import operator
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -18,12 +20,11 @@ from .columns import WHOLE, Names, Source, floats, integers, keys, numeric_parts
 from .errors import GroupWarning, error
 from .fan_out import FanOut
 from .lint import CODES, every_group_is_one
+from .parameters import whole
 from .processed import GroupStats, Processed, statistics
 from .stages import Advantage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from numpy.typing import NDArray
 
     from .columns import Column
@@ -61,7 +62,8 @@ def process(
     version : int, optional
         The trainer's policy version; `version_min` must then be a column, and `staleness` is their difference.
     need : int, optional
-        How many groups make a full batch. Further good ones are dropped as `surplus`, to be carried over.
+        How many groups make a full batch, whatever their steps. Further good ones are dropped as `surplus`, to be
+        carried over.
     order : {"arrival", "index"}
         Which groups a full batch takes: those whose last row comes first, or those of the smallest `group_id`.
     columns : dict, optional
@@ -116,19 +118,22 @@ def process(
     "Row 3 (group 'b', outcome 1) is dropped, no_signal: all 2 outcomes of its group are equal (1)."
     """
     recipe = _resolved(recipe, parameters)
-    for name, value, least in (("version", version, None), ("need", need, 1)):
-        _check_whole(name, value, least)
+    if version is not None:
+        version = whole("process", "version", version, at_least=-(2**53), at_most=2**53)
+    if need is not None:
+        need = whole("process", "need", need, at_least=1, at_most=2**32)
     if order not in ("arrival", "index"):
         raise error("bad_parameter", owner="process", name="order", given=order, expected="'arrival' or 'index'")
 
-    stages = (*recipe.shape, *recipe.select, recipe.advantage)
-    reads = {name: stage for stage in reversed(stages) for name in sorted(stage.reads, reverse=True)}
+    reads = _reads(recipe)
     source = Source(rollouts, columns, [name for name in reads if name != "version"])
     names, key = _key(source)
     row_groups = Groups([keys(n, c) for n, c in zip(names, key, strict=True)], names, _threads(threads))
     fan_out = None
     if "rollout_id" in source:
-        fan_out = FanOut(keys("rollout_id", source.get("rollout_id", "process")), row_groups, threads)
+        turns = source.optional("turn_idx", "process")
+        turns = None if turns is None else integers("turn_idx", turns)
+        fan_out = FanOut(keys("rollout_id", source.get("rollout_id", "process")), turns, row_groups, threads)
         # One row a rollout is the ordinary case, and needs no detour.
         fan_out = None if len(fan_out) == len(row_groups.codes) else fan_out
     groups = row_groups if fan_out is None else fan_out.groups(row_groups, threads)
@@ -142,10 +147,8 @@ def process(
     if "step" in read and "prompt" in held:
         held["step"] = owned(integers("step", source.get("step", "process")))
     staleness = None
-    if version is not None:
-        versions = integers("version_min", source.get("version_min", "process(version=...)"))
-        _check_versions("version_min", versions, version)
-        staleness = version - versions.astype(np.int64)
+    if version is not None and ("version_min" in source or "version_max" not in reads):
+        staleness = _staleness(source, fan_out, version)
 
     for shape in recipe.shape:
         shape.run(rows, groups, read)
@@ -155,7 +158,8 @@ def process(
         made += [select] * (rows.stages - len(made))
     missing = None
     if need is not None:
-        missing = need - rows.drop_surplus(need, None if order == "arrival" else _ranks(key, row_groups))
+        ranks = _ranks(key, row_groups) if order == "index" else _arrivals(row_groups)
+        missing = need - rows.drop_surplus(need, ranks)
         made.append(None)
     advantages = recipe.advantage.run(rows, groups, read)
     # An Arrow column cannot change, and making Python objects of its ids takes longer than all the rest.
@@ -169,7 +173,8 @@ def process(
         ids=[column if isinstance(column, ArrowColumn) else take(column, first) for column in key],
         held=held,
         sources=_sources(held, fan_out),
-        parts=numeric_parts(source),
+        parts=_parts(source, fan_out),
+        table=source.table if source.table is not rollouts else None,
         stages=made,
         advantages=advantages,
         staleness=staleness,
@@ -190,13 +195,6 @@ def _resolved(recipe: Any, parameters: dict[str, Any]) -> Recipe:
         expected = "a grpokit.Recipe or a name"
         raise error("bad_parameter", owner="process", name="recipe", given=recipe, expected=expected)
     return recipe
-
-
-def _check_whole(name: str, value: Any, least: int | None) -> None:
-    fine = value is None or (isinstance(value, int) and not isinstance(value, bool))
-    if not fine or (value is not None and least is not None and value < least):
-        expected = "a whole number" + (f", {least} or more" if least is not None else "")
-        raise error("bad_parameter", owner="process", name=name, given=value, expected=expected)
 
 
 def _key(source: Source) -> tuple[list[str], list[Column]]:
@@ -234,6 +232,14 @@ def _columns(source: Source, fan_out: FanOut | None, reads: dict[str, Stage], ve
     return read
 
 
+def _parts(source: Source, fan_out: FanOut | None) -> dict[str, NDArray[np.float64]]:
+    """The parts of each rollout's reward."""
+    parts = numeric_parts(source)
+    if fan_out is None:
+        return parts
+    return {name: fan_out.scores(name, values_N, finite=False)[0] for name, values_N in parts.items()}
+
+
 def _sources(held: dict[str, Column], fan_out: FanOut | None) -> tuple[Groups, list[Any]] | None:
     """The source of each rollout, and their names."""
     if "source" not in held:
@@ -243,11 +249,37 @@ def _sources(held: dict[str, Column], fan_out: FanOut | None) -> tuple[Groups, l
     return sources, list(take(data, sources.first))
 
 
+def _reads(recipe: Recipe) -> dict[str, Stage]:
+    """The columns that the stages read, each with the first stage that does."""
+    stages = (*recipe.shape, *recipe.select, recipe.advantage)
+    for stage in stages:
+        given: Any = stage.reads
+        if isinstance(given, str):
+            expected = "a set of names, such as frozenset({'response_len'})"
+            raise error("bad_parameter", owner=type(stage).__name__, name="reads", given=given, expected=expected)
+    return {name: stage for stage in reversed(stages) for name in sorted(stage.reads, reverse=True)}
+
+
+def _staleness(source: Source, fan_out: FanOut | None, version: int) -> NDArray[np.int64]:
+    """How old each row's answer is."""
+    oldest = integers("version_min", source.get("version_min", "process(version=...)"))
+    _check_versions("version_min", oldest, version)
+    oldest = oldest if fan_out is None else fan_out.expand(fan_out.reduce("version_min", oldest))
+    return version - oldest.astype(np.int64)
+
+
 def _check_versions(name: str, versions_N: Any, version: int) -> None:
     newer = versions_N > version
     if newer.any():
         row = int(newer.argmax())
         raise error("future_version", column=name, row=row, value=int(versions_N[row]), version=version)
+
+
+def _arrivals(groups: Groups) -> NDArray[np.int64]:
+    """The last row of each group, at which it is complete: (G,) int64."""
+    last_G = np.zeros(len(groups), np.int64)
+    last_G[groups.codes] = np.arange(len(groups.codes))
+    return last_G
 
 
 def _ranks(key: list[Column], groups: Groups) -> NDArray[np.int64]:
@@ -263,13 +295,14 @@ def _ranks(key: list[Column], groups: Groups) -> NDArray[np.int64]:
 def _report(out: Processed, recipe: Recipe, strict: bool | Collection[str]) -> None:
     """Warns of what no number survives, and raises what the caller wants raised."""
     finding = every_group_is_one(out._rows.n, len(out._groups), recipe.advantage.signal)
-    if strict:
-        codes = CODES if strict is True else [strict] if isinstance(strict, str) else list(strict)
+    if not isinstance(strict, bool):
+        codes = [strict] if isinstance(strict, str) else strict if isinstance(strict, Collection) else [strict]
         for code in codes:
             if code not in CODES:
                 expected = "True, False, or some of " + ", ".join(CODES)
                 raise error("bad_parameter", owner="process", name="strict", given=code, expected=expected)
-        found = [str(finding) for finding in out.lint if finding.code in codes]
+    if strict:
+        found = [str(finding) for finding in out.lint if strict is True or finding.code in codes]
         if found:
             raise error("lint", count=len(found), findings="\n".join(found))
     if finding:
@@ -277,9 +310,11 @@ def _report(out: Processed, recipe: Recipe, strict: bool | Collection[str]) -> N
 
 
 def _threads(given: Any) -> int | None:
-    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+    if given is None:
+        return None
+    if isinstance(given, bool) or not hasattr(given, "__index__") or operator.index(given) < 1:
         raise error("bad_threads", source="threads", given=given)
-    return given
+    return min(operator.index(given), 2**16)
 
 
 def group(*ids: Any, threads: int | None = None) -> Groups:

@@ -237,7 +237,7 @@ class MaxLag(Select):
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Drops the stale rows."""
         versions_N = columns["version_min" if self.of == "oldest" else "version_max"]
-        rows.drop(columns["version"] - versions_N > self.lag, Reason.STALE, self.stats == "keep")
+        rows.drop(versions_N < columns["version"] - self.lag, Reason.STALE, self.stats == "keep")
 
     def because(self, read: Read | None) -> str:
         """Why a row was dropped."""

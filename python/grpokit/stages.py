@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -51,13 +52,13 @@ class Shape(Stage):
     """Adds to the reward before the advantage is taken; filters and metrics never see it."""
 
     def __call__(self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns) -> NDArray[np.float64]:
-        """The amount to add to each row's reward: (N,) float64, finite."""
-        raise NotImplementedError(type(self))
+        """The amount to add to each row's reward: (N,) float64, finite. `rewards_N` is NaN where a row has none."""
+        raise _no_call(self)
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Applies the stage; built-in stages call the native core here."""
-        # What a row that is dropped already gets does not matter: it may have no reward to work with.
-        amounts = self(rows.shaped(), groups, as_numpy(self, columns))
+        # What a row that is dropped already gets does not matter: it has no reward to work with.
+        amounts = self(_counting(rows.shaped(), rows), groups, as_numpy(self, columns))
         rows.add(_column(self, amounts, rows.n, "f", rows.keep()))
 
 
@@ -76,12 +77,20 @@ class Select(Stage):
     stats: Literal["keep", "drop"] = "drop"
 
     def __call__(self, outcomes_N: NDArray[np.float64], groups: Groups, columns: Columns) -> NDArray[np.bool_]:
-        """Which rows to keep: (N,) bool. Rows that earlier stages dropped may be answered either way."""
-        raise NotImplementedError(type(self))
+        """Which rows to keep: (N,) bool.
+
+        `outcomes_N` is NaN for rows that do not count: those without a reward, and those that an earlier stage took out
+        of the statistics. Rows that are dropped already may be answered either way.
+        """
+        raise _no_call(self)
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Applies the stage; built-in stages call the native core here."""
-        keep = _column(self, self(rows.outcomes(), groups, as_numpy(self, columns)), rows.n, "b")
+        if self.stats not in ("keep", "drop"):
+            expected = "'keep' or 'drop'"
+            raise error("bad_parameter", owner=type(self).__name__, name="stats", given=self.stats, expected=expected)
+        outcomes = _counting(rows.outcomes(), rows)
+        keep = _column(self, self(outcomes, groups, as_numpy(self, columns)), rows.n, "b")
         rows.drop(~keep, OTHER, self.stats == "keep")
 
     def because(self, read: Read | None) -> str:
@@ -99,18 +108,24 @@ class Advantage(Stage):
     signal: ClassVar[Literal["group", "batch", "none"]] = "group"
 
     def __call__(self, rewards_N: NDArray[np.float64], groups: Groups, columns: Columns) -> NDArray[np.float64]:
-        """The advantages of the rows it is shown (those that are kept): (N,) float64, finite."""
-        raise NotImplementedError(type(self))
+        """The advantages of the rows that it is shown: (N,) float64, finite.
+
+        These are the rows that count: those that are kept, and those that a stage with stats="keep" dropped, whose
+        advantage is then set to 0.
+        """
+        raise _no_call(self)
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> NDArray[np.float64]:
         """The advantages of all rows, 0 where dropped; built-in stages call the native core here."""
         import numpy as np
 
-        kept, advantages_N = rows.keep(), np.zeros(rows.n)
-        within = groups.take(kept)
-        shown = {name: column[kept] for name, column in as_numpy(self, columns).items()}
-        advantages_N[kept] = _column(self, self(rows.shaped()[kept], within, shown), int(kept.sum()), "f")
-        return advantages_N
+        kept = rows.keep()
+        shown = rows.live() & rows.kept_groups()[groups.codes]
+        given = {name: column[shown] if np.ndim(column) else column for name, column in as_numpy(self, columns).items()}
+        values = self(rows.shaped()[shown], groups.take(shown), _Columns(self, given))
+        advantages_N = np.zeros(rows.n)
+        advantages_N[shown] = _column(self, values, int(shown.sum()), "f", kept[shown])
+        return rows.weigh(advantages_N)
 
 
 class Correct(Stage):
@@ -231,7 +246,13 @@ def load() -> None:
     for module in _HOME:
         import_module(f"grpokit.{module}")
     for entry in entry_points(group="grpokit.stages"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as problem:  # noqa: BLE001
+            # What somebody else has installed must not take the rest away.
+            package = entry.dist.name if entry.dist else "a package"
+            broken = error("broken_package", package=package, entry=entry.value, reason=repr(problem))
+            warnings.warn(str(broken), stacklevel=2)
 
 
 def _is_frozen(thing: type) -> bool:
@@ -246,7 +267,10 @@ def _column(
     import numpy as np
 
     name, expected = type(stage).__name__, f"a {'bool' if kind == 'b' else 'finite float'} array of shape ({n},)"
-    array = np.asarray(result)
+    try:
+        array = np.asarray(result)
+    except ValueError:
+        raise error("stage_result", stage=name, given="lists of different lengths", expected=expected) from None
     if array.shape != (n,):
         raise error("stage_result", stage=name, given=f"shape {array.shape}", expected=expected)
     if array.dtype.kind not in ("b" if kind == "b" else "fiu"):
@@ -264,11 +288,41 @@ def _column(
     return array
 
 
-def as_numpy(stage: Stage, columns: Columns) -> dict[str, NDArray[Any]]:
-    """The columns that a stage written in Python reads, as NumPy arrays."""
+class _Columns(dict[str, Any]):
+    """Columns for a stage written in Python; touching one that it does not declare is an error that says so."""
+
+    def __init__(self, stage: Stage, columns: Mapping[str, Any]) -> None:
+        super().__init__(columns)
+        self._reader = type(stage).__name__
+
+    def __missing__(self, column: str) -> Any:
+        raise error("undeclared_column", reader=self._reader, column=column)
+
+
+def as_numpy(stage: Stage, columns: Columns) -> _Columns:
+    """The columns that a stage written in Python reads, as NumPy arrays that it cannot write to."""
     from .columns import as_numpy
 
-    return {name: as_numpy(columns[name]) for name in stage.reads}
+    given = {}
+    for name in stage.reads:
+        column = columns[name]
+        if name != "version":
+            column = as_numpy(column).view()
+            column.flags.writeable = False
+        given[name] = column
+    return _Columns(stage, given)
+
+
+def _counting(values_N: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
+    """NaN where a row does not count."""
+    values_N[~rows.live()] = float("nan")
+    return values_N
+
+
+def _no_call(stage: Stage) -> Exception:
+    return NotImplementedError(
+        f"{type(stage).__name__} needs a method __call__; grpokit.{type(stage).__mro__[1].__name__} says which"
+    )
 
 
 def fields_of(stage: Any) -> dict[str, Any]:

@@ -221,7 +221,7 @@ BAD = {
         (lambda: gk.best_at_k([None, 1.0], [1, 1], 1), ["'values'", "[0]"]),
         (lambda: gk.majority_at_k(np.ma.array([1.0], mask=[True]), [1], 1, answers=[1]), ["'values'", "[0]"]),
     ],
-    "bad_keys": [(lambda: gk.majority_at_k([1.0], [1], 1, answers=[None]), ["NoneType in row 0"])],
+    "null_key": [(lambda: gk.majority_at_k([1.0], [1], 1, answers=[None]), ["NoneType in row 0"])],
     "column_length": [
         (lambda: gk.pass_at_k([1, 0], [1], 1), ["'outcomes' has 2 rows", "has 1"]),
         (lambda: gk.best_at_k([1, 0], [1], 1), ["'values' has 2 rows", "has 1"]),

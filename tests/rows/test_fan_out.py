@@ -121,6 +121,57 @@ def test_rows_of_a_rollout_agree(columns, words):
             assert word in str(caught.value)
 
 
+def test_turns_are_ordered_by_their_number():
+    table = {
+        "group_id": [1] * 4,
+        "rollout_id": ["x", "x", "y", "y"],
+        "turn_idx": [0, 1, 1, 0],
+        "reward": [1.0, 1.0, 0.0, 0.0],
+        "text": ["a", "b", "b", "a"],
+        "token_ids": [[1], [2, 3], [2, 3], [1]],
+        "prompt": ["p", "p a", "p a", "p"],
+        "finish": ["stop", "abort", "abort", "stop"],
+    }
+    for on in ("text", "token_ids"):
+        for container in (table, pa.table(table)):
+            out = gk.process(container, recipe(gk.MeanBaseline(), [gk.Distinct(on)]))
+            assert out.keep.tolist() == [True, True, False, False]
+    assert "mixed_prompts" not in {finding.code for finding in out.lint}
+
+
+def test_answers_are_compared_and_not_their_segments():
+    table = {"group_id": [1] * 4, "rollout_id": [0, 0, 1, 1], "reward": [1.0, 1.0, 0.0, 0.0]}
+    for column in ({"text": ["ab", "c", "a", "bc"]}, {"token_ids": [[1, 2], [3], [1], [2, 3]]}):
+        out = gk.process(table | column, recipe(gk.MeanBaseline(), [gk.Distinct(next(iter(column)))]))
+        assert out.keep.tolist() == [True, True, False, False]
+
+
+def test_a_group_is_complete_when_its_last_row_has_come():
+    table = {
+        "group_id": ["g1", "g1", "g2", "g2", "g2", "g1"],
+        "rollout_id": [1, 2, 3, 4, 3, 1],
+        "reward": [1.0, 0.0, 1.0, 0.0, 1.0, 1.0],
+    }
+    out = gk.process(table, "rloo", need=1)
+    assert out.keep.tolist() == [False, False, True, True, True, False]
+
+
+def test_metrics_and_staleness_are_those_of_rollouts():
+    table = {
+        "group_id": [1] * 4,
+        "rollout_id": [0, 0, 0, 1],
+        "reward": [1.0, 1.0, 1.0, 0.0],
+        "reward_parts": [{"a": 1.0}] * 3 + [{"a": 0.0}],
+        "version_min": [0, 1, 2, 4],
+    }
+    out = gk.process(table, "rloo", version=4)
+    assert out.staleness.tolist() == [4, 4, 4, 0]
+    found = out.metrics()
+    assert (found["reward"], found["rewards/a/mean"], found["staleness/mean"]) == (0.5, 0.5, 2.0)
+    with pytest.raises(gk.InputError, match="'a' is 1.0 in row 0 and 0.5 in row 1"):
+        gk.process(table | {"reward_parts": [{"a": 1.0}, {"a": 0.5}, {"a": 1.0}, {"a": 0.0}]}, "rloo")
+
+
 def test_errors_name_rows_of_the_table():
     table = {"group_id": [1, 1, 1], "rollout_id": [0, 0, 1], "reward": [1.0, 1.0, float("nan")]}
     with pytest.raises(gk.InputError, match=r"'reward' is NaN or infinite in 1 rows, the first: \[2\]"):

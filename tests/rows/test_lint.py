@@ -4,6 +4,7 @@ import io
 import warnings
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -38,7 +39,7 @@ CASES = {
     "mixed_prompts": ({**FINE, "prompt": ["p", "x", "q", "q"]}, DAPO, "1 groups hold different prompts", (0,)),
     "split_prompt": ({**FINE, "prompt": ["p"] * 4}, DAPO, "2 groups share their prompt", (0, 2)),
     "constant_rewards": ({**FINE, "reward": [0.5] * 4}, DAPO, "all 4 outcomes are 0.5", ()),
-    "dead_source": ({**FINE, "reward": [1.0, 0.0, 0.0, 0.0]}, DAPO, "all 2 outcomes of source 'code' are 0", (2, 3)),
+    "dead_source": ({**FINE, "reward": [1.0, 0.0, 0.0, 0.0]}, DAPO, "all 2 outcomes of 'code' are 0", (2, 3)),
     "dead_part": (
         {**FINE, "reward_parts": [{"right": 1.0, "format": 0.0}, {"right": 0.0, "format": 0.0}] * 2},
         DAPO,
@@ -50,6 +51,7 @@ CASES = {
     "duplicate_rows": ({**TURNS, "turn_idx": [0, 1, 0, 0]}, gk.recipe("rloo"), "1 rows repeat the rollout", (3,)),
     "repeated_rollouts": (TURNS, gk.recipe("rloo"), "2 rollouts have several rows", (0, 2)),
     "duplicate_answers": ({**FINE, "text": ["a", "a", "a", "d"]}, DAPO, "1 of 4 answers repeat", (1,)),
+    "unreadable_column": ({**FINE, "finish": ["tool_calls"] * 4}, DAPO, "'finish' holds 'tool_calls'", ()),
 }
 
 
@@ -116,11 +118,46 @@ def test_lint_never_fails_and_never_changes_a_verdict(data):
     np.testing.assert_array_equal(gk.process(data.table, DAPO).keep, before)
 
 
-def test_columns_that_no_stage_reads_may_be_odd():
-    odd = {**FINE, "prompt": [[{"role": "user"}]] * 4, "response_len": [None] * 4, "text": [1.5] * 4}
-    out = gk.process(odd, "rloo")
-    assert codes(out) == []
-    assert "completions/mean_length" not in out.metrics()
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("response_len", [None] * 4, "null in 4 rows"),
+        ("response_len", [3, -1, 2, 2], "negative in row 1"),
+        ("text", [1.5] * 4, "float in row 0"),
+        ("finish", ["stop", "len", "stop", "stop"], "'len'"),
+    ],
+)
+def test_columns_that_no_stage_reads_may_be_odd_and_are_named(column, values, words):
+    out = gk.process({**FINE, column: values}, "rloo")
+    assert codes(out) == ["unreadable_column"]
+    assert words in out.lint[0].evidence
+    found = out.metrics()
+    assert ("completions/mean_length" in found) == (column != "response_len")
+    with pytest.raises(gk.InputError, match="unreadable_column"):
+        gk.process({**FINE, column: values}, "rloo", strict=True)
+
+
+def test_prompts_that_are_messages():
+    """The format of chat data: lists of records, in Python and in Arrow."""
+
+    def messages(prompts):
+        return [[{"role": "user", "content": prompt}] for prompt in prompts]
+
+    for form in (lambda table: table, pa.table, pl.DataFrame):
+        assert codes(gk.process(form({**FINE, "prompt": messages("ppqq")}), DAPO)) == []
+        assert codes(gk.process(form({**FINE, "prompt": messages("pxqq")}), DAPO)) == ["mixed_prompts"]
+        assert codes(gk.process(form({**FINE, "prompt": messages("pppp")}), DAPO)) == ["split_prompt"]
+
+
+def test_a_frame_that_is_written_to_later():
+    frame = pd.DataFrame({name: column for name, column in FINE.items() if name != "step"})
+    out = gk.process(frame, DAPO)
+    frame.loc[:, "reward"] = 5.0
+    frame.loc[:, "group_id"] = 9
+    frame.loc[:, "source"] = "x"
+    assert out.groups.id == [1, 2]
+    assert out.shaped_rewards.tolist() == FINE["reward"]
+    assert set(out.counts_by_source) == {"math", "code"}
 
 
 def test_what_is_written_later_is_not_what_was_processed():
@@ -179,6 +216,34 @@ def test_reward_parts(parts, columns):
     right, form = ("r", "f") if columns else ("right", "format")
     assert (found[f"rewards/{right}/mean"], found[f"rewards/{right}/std"]) == (0.5, 0.5)
     assert found[f"rewards/{form}/mean"] == 0.5
+
+
+def test_the_gate_is_the_outcome_and_the_reward_is_the_reward():
+    table = {**FINE, "reward": [10.0, 20.0, 30.0, 40.0], "gate": [0.0, 1.0, 0.0, 0.0]}
+    found = gk.process(table, "rloo").metrics()
+    assert (found["reward"], found["outcome"], found["frac_reward_zero_std"]) == (25.0, 0.25, 0.5)
+    assert found["reward_std"] == pytest.approx(np.sqrt(50))
+
+
+def test_the_page_is_about_what_was_sampled():
+    table = {"group_id": [1] * 8, "reward": [1.0] + [0.0] * 7}
+    out = gk.process(table, recipe(gk.MeanBaseline(), [gk.MaxVariance(2)]))
+    assert out.pass_rates()[0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert out.metrics()["reward_std"] == pytest.approx(np.std(table["reward"], ddof=1))
+    assert out.groups.mean.tolist() == [0.5]
+
+
+def test_many_sources_and_odd_names():
+    rows = 60
+    table = {"group_id": np.arange(rows) // 2, "reward": [0.0, 1.0] * 30, "source": [f"s{i // 2}" for i in range(rows)]}
+    lines = str(gk.process(table, "rloo")).splitlines()
+    assert sum(line.strip().startswith("s") for line in lines) == 21
+    assert any(line.split()[:3] == ["10", "others", "20"] for line in lines)
+    odd = {**FINE, "source": ["[/red]x", "[/red]x", "a\nb", "a\nb"]}
+    assert "'a\\nb'" in str(gk.process(odd, DAPO))
+    text = io.StringIO()
+    rich.console.Console(file=text, width=120).print(gk.process(odd, DAPO))
+    assert "[/red]x" in text.getvalue()
 
 
 def test_the_rich_table():

@@ -193,8 +193,8 @@ def test_every_stage_says_why():
         assert f"Row {row} (group {table['group_id'][row]}, outcome {table['reward'][row]:g}) is dropped, {words}" in (
             out.explain(row)
         )
-        assert "unscored: its reward is null" in out.explain(4)
-        assert "not_finite: its reward is NaN or infinite" in out.explain(5)
+        assert "unscored: its reward (or gate) is null" in out.explain(4)
+        assert "not_finite: its reward (or gate) is NaN or infinite" in out.explain(5)
     both = gk.process(table, recipe(gk.MeanBaseline(), [gk.HasSignal(), gk.NotTruncated()]).replace(not_finite="drop"))
     assert both.explain(4).endswith("so it could not be scored. It would be dropped for no_signal as well.")
     assert both.explain(0) == "Row 0 (group 1, outcome 1) is kept: 1 outcomes of its group count, mean 1; advantage +0."
@@ -215,8 +215,58 @@ def test_stages_of_other_packages_are_named():
             return np.arange(len(outcomes_N)) % 2 == 0
 
     out = gk.process({"group_id": [1, 1], "reward": [0.0, 1.0]}, recipe(gk.MeanBaseline(), [Odd()]))
-    assert out.counts == {"in": 2, "kept": 1, "other": 1}
-    assert out.explain(1).endswith("is dropped, other: the stage Odd says so.")
+    assert out.counts == {"in": 2, "kept": 1, "other:Odd": 1}
+    assert out.explain(1).endswith("is dropped, other:Odd: the stage Odd says so.")
+
+
+def test_zeros_of_both_signs_are_one():
+    assert keep([-0.0, -0.0, 0.0, 0.0], gk.MaxVariance(2)) == [True, True, False, False]
+    table = {"group_id": [0, 0, 1, 1], "reward": [-0.0, -0.0, 0.0, 0.0]}
+    assert gk.process(table, recipe(gk.MeanBaseline(), [gk.Learnability(1)])).keep.tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@given(st.permutations([0.1, 0.2, 0.3]))
+def test_the_order_of_rows_decides_no_pass_rate(rewards):
+    assert keep(rewards, gk.PassRate(0.0, 0.2)) == [True] * 3
+    assert keep(rewards, gk.PassRate(0.2, 1.0)) == [True] * 3
+
+
+def test_numbers_of_numpy_are_numbers():
+    stage = gk.MaxVariance(np.int64(2))
+    assert (stage, type(stage.m)) == (gk.MaxVariance(2), int)
+    assert gk.PassRate(np.float64(0.25), 0.75) == gk.PassRate(0.25, 0.75)
+    table = {"group_id": [1, 1], "reward": [0.0, 1.0], "version_min": np.array([2, 3], np.int32)}
+    out = gk.process(table, "rloo", need=np.int64(2), version=np.int64(3), threads=np.int64(1))
+    assert (out.missing, out.staleness.tolist()) == (1, [1, 0])
+    far = recipe(gk.MeanBaseline(), [gk.MaxLag(1)])
+    assert not gk.process(table, far, version=2**40).keep.any()
+
+
+def test_limits_of_sources_that_are_numbers_or_named_none():
+    table = {"group_id": [0, 1, 2], "reward": [1.0] * 3, "source": [7, 7, 8]}
+    assert gk.process(table, recipe(gk.MeanBaseline(), [gk.SourceLimit(1, source=7)])).keep.tolist() == [1, 0, 1]
+    named = recipe(gk.MeanBaseline(), [gk.SourceLimit(3, source="none")])
+    assert gk.Recipe.from_dict(named.to_dict()) == named
+
+
+def test_the_newest_token_may_decide():
+    table = {"group_id": [0, 0, 0], "reward": [1.0, 0.0, 1.0], "version_max": [5, 3, 4]}
+    out = gk.process(table, recipe(gk.MeanBaseline(), [gk.MaxLag(1, of="newest")]), version=5)
+    assert out.keep.tolist() == [True, False, True]
+    assert out.staleness is None
+    with pytest.raises(gk.InputError, match="'version_max' is 6 in row 0"):
+        gk.process(
+            table | {"version_max": [6, 3, 4]}, recipe(gk.MeanBaseline(), [gk.MaxLag(1, of="newest")]), version=5
+        )
+
+
+def test_an_empty_batch_under_other_names():
+    assert len(gk.process([], "rloo", columns={"group_id": "uid", "reward": "score"})) == 0
 
 
 def test_reasons_are_one_bit_each():
@@ -246,11 +296,16 @@ def test_stages_go_to_json_and_back(stage):
         (lambda: gk.VarianceQuantile(0), "share=0"),
         (lambda: gk.VarianceQuantile(1.5), "share=1.5"),
         (lambda: gk.Learnability(0), "groups=0"),
-        (lambda: gk.SourceLimit(3, source=7), "source=7"),
+        (lambda: gk.SourceLimit(3, source=1.5), "source=1.5"),
         (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo", need=0), "need=0"),
         (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo", order="random"), "order='random'"),
         (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo").explain(1), "row=1"),
         (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo").explain("x"), "row='x'"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo").explain(np.array([0])), "row=array"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo").pass_rates(0), "bins=0"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo", strict=5), "strict=5"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo", need=2**64), "need=18"),
+        (lambda: gk.process({"group_id": [1], "reward": [0.0]}, "rloo", version=2**63), "version=9"),
     ],
 )
 def test_what_cannot_be_meant(make, words):

@@ -88,7 +88,9 @@ class Selection:
 
     def pass_rate(self, low: float, high: float) -> None:
         """Online difficulty filtering (arXiv:2504.03380): drops the groups whose mean outcome is outside a band."""
-        self.drop_groups(lambda g: not low <= mean(self.counted(g)) <= high, PASS_RATE)
+        # A mean is rounded; no two pass rates are as near as that.
+        low, high = low - 1e-12 * abs(low), high + 1e-12 * abs(high)
+        self.drop_groups(lambda g: not self.counted(g) or not low <= mean(self.counted(g)) <= high, PASS_RATE)
 
     def min_group_size(self, rows: int) -> None:
         """Drops the groups in which fewer rows count."""

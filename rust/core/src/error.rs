@@ -25,6 +25,8 @@ pub enum CoreError {
     },
     /// A reward whose square would overflow.
     TooLarge {
+        /// The column.
+        column: &'static str,
         /// The row.
         row: usize,
         /// The reward.
@@ -107,7 +109,7 @@ impl fmt::Display for CoreError {
             Self::NotFinite { column, count, rows } => {
                 write!(f, "{column} is NaN or infinite in {count} rows, the first: {rows:?}")
             }
-            Self::TooLarge { row, value } => write!(f, "the reward of row {row} is {value}, beyond 1e150"),
+            Self::TooLarge { column, row, value } => write!(f, "the {column} of row {row} is {value}, beyond 1e150"),
             Self::NegativeLength { column, row, value } => write!(f, "{column} is {value} in row {row}"),
             Self::TooLong { row, length, max_tokens, count } => {
                 write!(f, "row {row} has {length} tokens, above {max_tokens}; {count} such rows")

@@ -151,6 +151,16 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         self.gate.as_ref().unwrap_or(&self.rewards).as_ref()
     }
 
+    /// The rewards before shaping.
+    pub fn scores(&self) -> &[f64] {
+        self.rewards.as_ref()
+    }
+
+    /// Which rows count in their groups' statistics.
+    pub fn live(&self) -> Vec<bool> {
+        if self.live.is_empty() { vec![true; self.len()] } else { self.live.clone() }
+    }
+
     /// What advantages read.
     pub fn rewards(&self) -> &[f64] {
         self.shaped.as_deref().unwrap_or(self.rewards.as_ref())
@@ -333,7 +343,7 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         let bad: Vec<bool> = values.iter().enumerate().map(|(row, x)| live(row) && !x.is_finite()).collect();
         let large = values.iter().enumerate().find(|&(row, x)| live(row) && x.is_finite() && x.abs() > LARGEST);
         if let Some((row, &value)) = large {
-            return Err(CoreError::TooLarge { row, value });
+            return Err(CoreError::TooLarge { column, row, value });
         }
         let rows: Vec<usize> = (0..bad.len()).filter(|&row| bad[row]).collect();
         if rows.is_empty() {
@@ -390,7 +400,7 @@ mod tests {
         assert_eq!(given(false).err(), Some(expected));
         assert_eq!(given(true).unwrap().reasons(), [0, NOT_FINITE, NOT_FINITE]);
         let large = Rows::new(codes.clone(), vec![1.0, 1e151, 0.0], None, &[], true);
-        assert_eq!(large.err(), Some(CoreError::TooLarge { row: 1, value: 1e151 }));
+        assert_eq!(large.err(), Some(CoreError::TooLarge { column: "reward", row: 1, value: 1e151 }));
         let unscored = Rows::new(codes, vec![1.0, f64::NAN, 0.0], None, &[true, false, true], false).unwrap();
         assert_eq!(unscored.reasons(), [0, UNSCORED, 0]);
     }

@@ -3,12 +3,16 @@
 //! Rules read outcomes. Where rows or groups compete, a tie goes to the one that comes first in the table.
 
 use crate::CoreError;
+use crate::groups::Stats;
 use crate::keys::Codes;
 use crate::rows::{
     DOWNSAMPLED, DUPLICATE, LOW_LEARNABILITY, LOW_VARIANCE, NO_SIGNAL, PASS_RATE, Rows, SMALL_GROUP, SOURCE_LIMIT,
     SURPLUS,
 };
 use crate::threads::Context;
+
+/// Far more than rounding, far less than one answer of any group.
+const SLACK: f64 = 1e-12;
 
 /// What groups are ranked by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +44,12 @@ impl Quota {
 
 /// A score without its last 20 bits: what is equal in the paper's arithmetic shall not differ by rounding.
 fn coarse(score: f64) -> f64 {
-    f64::from_bits((score.to_bits() + (1 << 19)) & !((1 << 20) - 1))
+    f64::from_bits((plain(score).to_bits() + (1 << 19)) & !((1 << 20) - 1))
+}
+
+/// Without the sign of a zero, so that `total_cmp` orders numbers as `<` does.
+fn plain(x: f64) -> f64 {
+    x + 0.0
 }
 
 impl<R: AsRef<[f64]> + Sync> Rows<R> {
@@ -53,12 +62,16 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         self.drop_groups(NO_SIGNAL, |group, stats| !stats.signal(group, tolerance), context)
     }
 
-    /// Online difficulty filtering: drops the groups whose mean outcome is outside `low ..= high`.
+    /// Online difficulty filtering: drops the groups whose mean outcome is outside `low ..= high`, but for rounding, and
+    /// those in which nothing counts.
     ///
     /// # Errors
     /// Interrupted.
     pub fn drop_outside_pass_rate(&mut self, low: f64, high: f64, context: &Context<'_>) -> Result<(), CoreError> {
-        self.drop_groups(PASS_RATE, |group, stats| !(low..=high).contains(&stats.mean[group]), context)
+        // A mean is rounded, in an order that depends on that of the rows.
+        let band = low - SLACK * low.abs()..=high + SLACK * high.abs();
+        let outside = |group: usize, stats: &Stats| stats.n[group] == 0.0 || !band.contains(&stats.mean[group]);
+        self.drop_groups(PASS_RATE, outside, context)
     }
 
     /// Drops the groups with fewer live rows than that.
@@ -93,7 +106,8 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         Ok(())
     }
 
-    pub(crate) fn weigh(&self, advantages: &mut [f64]) {
+    /// Multiplies advantages by what [`Self::weigh_duplicates`] has set.
+    pub fn weigh(&self, advantages: &mut [f64]) {
         for (advantage, weight) in advantages.iter_mut().zip(&self.weights) {
             *advantage *= weight;
         }
@@ -136,7 +150,7 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
             if group.len() <= most {
                 continue;
             }
-            group.sort_by(|&a, &b| outcomes[b as usize].total_cmp(&outcomes[a as usize]));
+            group.sort_by(|&a, &b| plain(outcomes[b as usize]).total_cmp(&plain(outcomes[a as usize])));
             let sorted: Vec<f64> = group.iter().map(|&row| outcomes[row as usize]).collect();
             let largest = most_varied(&sorted, most);
             for &row in &group[largest..group.len() - (most - largest)] {
@@ -215,28 +229,15 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
 
     /// Drops the groups that a batch of `need` groups has no room for, and says how many groups it holds.
     ///
-    /// The groups come by their `ranks`, or, without, in the order in which their last rows do.
+    /// The groups come by their `ranks`, one each.
     ///
     /// # Errors
     /// Columns of different lengths, or interrupted.
-    pub fn drop_surplus(
-        &mut self,
-        need: usize,
-        ranks: Option<&[i64]>,
-        context: &Context<'_>,
-    ) -> Result<usize, CoreError> {
+    pub fn drop_surplus(&mut self, need: usize, ranks: &[i64], context: &Context<'_>) -> Result<usize, CoreError> {
         let groups = self.codes().first.len();
-        let mut last = vec![0; groups];
-        let ranks = match ranks {
-            Some(ranks) if ranks.len() == groups => ranks,
-            Some(ranks) => return Err(CoreError::Length { column: "rank", given: ranks.len(), expected: groups }),
-            None => {
-                for (row, &code) in (0..).zip(&self.codes().codes) {
-                    last[code as usize] = row;
-                }
-                &last
-            }
-        };
+        if ranks.len() != groups {
+            return Err(CoreError::Length { column: "rank", given: ranks.len(), expected: groups });
+        }
         let kept = self.kept_groups();
         let mut order: Vec<usize> = (0..groups).filter(|&group| kept[group]).collect();
         order.sort_by_key(|&group| (ranks[group], group));
@@ -334,10 +335,10 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_filled_in_order_of_completion() {
+    fn a_batch_is_filled_by_rank() {
         let context = Context::new(1, &|| false);
         let mut rows = rows(&[1, 2, 2, 3, 1], &[0.0; 5]);
-        assert_eq!(rows.drop_surplus(1, None, &context), Ok(1));
+        assert_eq!(rows.drop_surplus(1, &[4, 2, 3], &context), Ok(1));
         assert_eq!(rows.kept_groups(), [false, true, false]);
         assert_eq!(rows.first_stage_of(0), 1);
         assert_eq!(rows.reason(1), SURPLUS);

@@ -14,7 +14,7 @@ use grpokit_core::keys::Keys;
 use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyList};
+use pyo3::types::{PyCapsule, PyDict, PyList};
 use std::ops::Range;
 
 /// A table read from an object with `__arrow_c_stream__`.
@@ -45,7 +45,7 @@ impl Table {
     fn column(&self, name: &str) -> Option<ArrowColumn> {
         let (at, field) = self.schema.column_with_name(name)?;
         let chunks = self.batches.iter().map(|batch| batch.column(at).clone()).filter(|chunk| !chunk.is_empty());
-        Some(ArrowColumn { data_type: field.data_type().clone(), chunks: chunks.collect() })
+        Some(ArrowColumn { name: name.into(), data_type: field.data_type().clone(), chunks: chunks.collect() })
     }
 
     fn __len__(&self) -> usize {
@@ -69,6 +69,7 @@ fn failed(failure: ArrowError) -> PyErr {
 /// One column of a table, in the chunks in which it came.
 #[pyclass(frozen, module = "grpokit._native")]
 pub struct ArrowColumn {
+    name: String,
     data_type: DataType,
     pub chunks: Vec<ArrayRef>,
 }
@@ -80,7 +81,8 @@ impl ArrowColumn {
     fn new(data: &Bound<'_, PyAny>) -> PyResult<Self> {
         let reader = ArrayStreamReader::try_new(stream(data)?).map_err(failed)?;
         let data_type = reader.field().data_type().clone();
-        Ok(Self { data_type, chunks: reader.collect::<Result<_, _>>().map_err(failed)? })
+        let name = reader.field().name().clone();
+        Ok(Self { name, data_type, chunks: reader.collect::<Result<_, _>>().map_err(failed)? })
     }
 
     fn __len__(&self) -> usize {
@@ -102,7 +104,7 @@ impl ArrowColumn {
     /// The values of some rows as Python objects: str, bytes, int, float, bool or None.
     fn take<'py>(&self, py: Python<'py>, rows: Vec<usize>) -> PyResult<Bound<'py, PyList>> {
         let ends = ends(&self.chunks);
-        let readers: Vec<_> = self.chunks.iter().map(Reader::new).collect();
+        let readers: Vec<_> = self.chunks.iter().map(|chunk| Reader::new(chunk, &self.name)).collect();
         let values = rows.into_iter().map(|row| {
             let chunk = ends.partition_point(|&end| end <= row);
             let Some(reader) = readers.get(chunk) else {
@@ -132,7 +134,7 @@ impl ArrowColumn {
         let (_, field) = fields.find(name)?;
         let column = |chunk: &ArrayRef| chunk.as_struct().column_by_name(name).cloned();
         let chunks = self.chunks.iter().map(column).collect::<Option<_>>()?;
-        Some(Self { data_type: field.data_type().clone(), chunks })
+        Some(Self { name: name.into(), data_type: field.data_type().clone(), chunks })
     }
 
     /// The first rows that are null, at most five, and how many there are.
@@ -180,15 +182,16 @@ macro_rules! numeric {
 /// A chunk with what must be made once and not once a row: its nulls, and the places in its dictionary.
 struct Reader<'a> {
     array: &'a ArrayRef,
+    column: &'a str,
     nulls: Option<NullBuffer>,
     dictionary: Option<(&'a ArrayRef, Vec<usize>)>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(array: &'a ArrayRef) -> Self {
+    fn new(array: &'a ArrayRef, column: &'a str) -> Self {
         let dictionary = array.as_any_dictionary_opt().filter(|dictionary| !dictionary.values().is_empty());
         let dictionary = dictionary.map(|dictionary| (dictionary.values(), dictionary.normalized_keys()));
-        Self { array, nulls: array.logical_nulls(), dictionary }
+        Self { array, column, nulls: array.logical_nulls(), dictionary }
     }
 
     fn value<'py>(&self, py: Python<'py>, row: usize) -> PyResult<Bound<'py, PyAny>> {
@@ -196,13 +199,18 @@ impl<'a> Reader<'a> {
             return Ok(py.None().into_bound(py));
         }
         match &self.dictionary {
-            Some((values, keys)) => value(py, values, keys[row]),
-            None => value(py, self.array, row),
+            Some((values, keys)) => value(py, values, keys[row], self.column),
+            None => value(py, self.array, row, self.column),
         }
+    }
+
+    fn all<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let values = (0..self.array.len()).map(|row| self.value(py, row));
+        Ok(PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.into_any())
     }
 }
 
-fn value<'py>(py: Python<'py>, array: &ArrayRef, row: usize) -> PyResult<Bound<'py, PyAny>> {
+fn value<'py>(py: Python<'py>, array: &ArrayRef, row: usize, column: &str) -> PyResult<Bound<'py, PyAny>> {
     macro_rules! number {
         ($type:ty) => {
             Ok(array.as_primitive::<$type>().value(row).into_pyobject(py)?.into_any())
@@ -219,7 +227,17 @@ fn value<'py>(py: Python<'py>, array: &ArrayRef, row: usize) -> PyResult<Bound<'
         DataType::Float16 => Ok(array.as_primitive::<Float16Type>().value(row).to_f64().into_pyobject(py)?.into_any()),
         DataType::Float32 => number!(Float32Type),
         DataType::Float64 => number!(Float64Type),
-        other => numeric!(other, number, Err(wrong_type(py, "?", other, "numbers or strings"))),
+        DataType::List(_) => Reader::new(&array.as_list::<i32>().value(row), column).all(py),
+        DataType::LargeList(_) => Reader::new(&array.as_list::<i64>().value(row), column).all(py),
+        DataType::FixedSizeList(..) => Reader::new(&array.as_fixed_size_list().value(row), column).all(py),
+        DataType::Struct(fields) => {
+            let record = PyDict::new(py);
+            for (field, values) in fields.iter().zip(array.as_struct().columns()) {
+                record.set_item(field.name(), Reader::new(values, column).value(py, row)?)?;
+            }
+            Ok(record.into_any())
+        }
+        other => numeric!(other, number, Err(wrong_type(py, column, other, "numbers, strings, lists or structs"))),
     }
 }
 
@@ -235,7 +253,7 @@ pub fn wrong_type(py: Python<'_>, column: &str, given: &DataType, expected: &str
 impl ArrowColumn {
     /// One array as a column.
     pub fn of(array: &ArrayRef) -> Self {
-        Self { data_type: array.data_type().clone(), chunks: vec![array.clone()] }
+        Self { name: String::new(), data_type: array.data_type().clone(), chunks: vec![array.clone()] }
     }
 
     pub fn data_type(&self) -> &DataType {
@@ -351,14 +369,24 @@ fn strings(array: &ArrayRef) -> Option<Bytes<'_>> {
         DataType::Binary => Bytes::Small(array.as_binary()),
         DataType::LargeBinary => Bytes::Large(array.as_binary()),
         DataType::BinaryView => Bytes::View(array.as_binary_view()),
-        DataType::List(_) => integers(array.as_list::<i32>())?,
-        DataType::LargeList(_) => integers(array.as_list::<i64>())?,
+        DataType::List(_) => integers(array.as_list::<i32>().values(), ends_of(array.as_list::<i32>()))?,
+        DataType::LargeList(_) => integers(array.as_list::<i64>().values(), ends_of(array.as_list::<i64>()))?,
+        DataType::FixedSizeList(_, size) => {
+            let ends = (0..=array.len()).map(|row| row * usize::try_from(*size).unwrap_or(0));
+            integers(array.as_fixed_size_list().values(), ends.collect())?
+        }
         _ => return None,
     })
 }
 
-fn integers<O: OffsetSizeTrait>(lists: &GenericListArray<O>) -> Option<Bytes<'_>> {
-    let values = lists.values();
+fn ends_of<O: OffsetSizeTrait>(lists: &GenericListArray<O>) -> Vec<usize> {
+    lists.value_offsets().iter().map(|offset| offset.as_usize()).collect()
+}
+
+fn integers(values: &ArrayRef, ends: Vec<usize>) -> Option<Bytes<'_>> {
+    if ends.first() == ends.last() {
+        return Some(Bytes::Integers(&[], 0, ends));
+    }
     if values.null_count() > 0 || !is_integer(values.data_type()) {
         return None;
     }
@@ -369,7 +397,7 @@ fn integers<O: OffsetSizeTrait>(lists: &GenericListArray<O>) -> Option<Bytes<'_>
         };
     }
     let bytes = numeric!(values.data_type(), bytes, return None);
-    Some(Bytes::Integers(bytes, width, lists.value_offsets().iter().map(|offset| offset.as_usize()).collect()))
+    Some(Bytes::Integers(bytes, width, ends))
 }
 
 impl Keys for Strings<'_> {

@@ -68,7 +68,8 @@ pub fn raise(py: Python<'_>, failure: &CoreError) -> PyErr {
             context.set_item("count", count)?;
             context.set_item("rows", rows)
         }),
-        CoreError::TooLarge { row, value } => error(py, "too_large", |context| {
+        CoreError::TooLarge { column, row, value } => error(py, "too_large", |context| {
+            context.set_item("column", column)?;
             context.set_item("row", row)?;
             context.set_item("value", value)
         }),

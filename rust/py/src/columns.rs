@@ -111,7 +111,9 @@ pub fn codes(data: &Bound<'_, PyAny>, column: &str, threads: usize) -> PyResult<
     if let Ok(list) = data.cast::<PyList>() {
         let list = list.as_ptr();
         // SAFETY: a row that has gone, since another thread shortened the list, is answered with null and an error.
-        return object_codes(py, data.len()?, threads, |row| unsafe { ffi::PyList_GetItem(list, row.cast_signed()) });
+        return object_codes(py, data.len()?, column, threads, |row| unsafe {
+            ffi::PyList_GetItem(list, row.cast_signed())
+        });
     }
     if let Ok(ids) = data.extract::<PyReadonlyArray1<'_, i64>>() {
         let ids = ids.as_slice()?;
@@ -119,7 +121,7 @@ pub fn codes(data: &Bound<'_, PyAny>, column: &str, threads: usize) -> PyResult<
     }
     if let Ok(objects) = data.extract::<PyReadonlyArray1<'_, Py<PyAny>>>() {
         let ids = objects.as_slice()?;
-        return object_codes(py, ids.len(), threads, |row| ids[row].as_ptr());
+        return object_codes(py, ids.len(), column, threads, |row| ids[row].as_ptr());
     }
     // `U` and `S` arrays: every id has the same number of bytes, and equal ids have equal bytes.
     let (rows, width) = (data.len()?, data.getattr("itemsize")?.extract()?);
@@ -193,6 +195,7 @@ impl Keys for Chunk {
 fn object_codes(
     py: Python<'_>,
     rows: usize,
+    column: &str,
     threads: usize,
     item: impl Fn(usize) -> *mut ffi::PyObject,
 ) -> PyResult<Codes> {
@@ -201,7 +204,7 @@ fn object_codes(
     let bound = |row: usize| unsafe { Bound::from_borrowed_ptr_or_err(py, item(row)) };
     let bytes_expected = rows > 0 && bound(0)?.is_instance_of::<PyBytes>();
     if rows > 0 && !bytes_expected && !bound(0)?.is_instance_of::<PyString>() {
-        let ids = (0..rows).map(|row| integer(&bound(row)?, row)).collect::<PyResult<Vec<_>>>()?;
+        let ids = (0..rows).map(|row| integer(&bound(row)?, row, column)).collect::<PyResult<Vec<_>>>()?;
         return detached(py, threads, |context| factorize_integers(&ids, context));
     }
     // SAFETY: as above.
@@ -225,7 +228,7 @@ fn object_codes(
                     }
                     chunk.push(bytes);
                 }
-                _ => chunk.push(other_bytes(py, &bound(row)?, row, bytes_expected)?.as_bytes()),
+                _ => chunk.push(other_bytes(py, &bound(row)?, row, column, bytes_expected)?.as_bytes()),
             }
         }
         detached(py, threads, |context| groups.extend_all(&chunk, context))?;
@@ -268,27 +271,32 @@ fn other_bytes<'a, 'py>(
     py: Python<'py>,
     item: &'a Bound<'py, PyAny>,
     row: usize,
+    column: &str,
     bytes_expected: bool,
 ) -> PyResult<&'a Bound<'py, PyBytes>> {
     let failure = PyErr::take(py);
     match item.cast::<PyBytes>() {
         Ok(bytes) if bytes_expected => Ok(bytes),
         _ if failure.is_some() && item.is_instance_of::<PyString>() => Err(error(py, "bad_keys", |context| {
+            context.set_item("column", column)?;
             context.set_item("given", format!("a str that is not valid Unicode in row {row}"))
         })),
-        _ => Err(bad_key(item, row)),
+        _ => Err(bad_key(item, row, column)),
     }
 }
 
-fn integer(item: &Bound<'_, PyAny>, row: usize) -> PyResult<i64> {
+fn integer(item: &Bound<'_, PyAny>, row: usize, column: &str) -> PyResult<i64> {
     if item.is_instance_of::<pyo3::types::PyFloat>() {
-        return Err(bad_key(item, row));
+        return Err(bad_key(item, row, column));
     }
-    item.extract().map_err(|_| bad_key(item, row))
+    item.extract().map_err(|_| bad_key(item, row, column))
 }
 
-fn bad_key(item: &Bound<'_, PyAny>, row: usize) -> PyErr {
-    error(item.py(), "bad_keys", |context| context.set_item("given", format!("{} in row {row}", type_name(item))))
+fn bad_key(item: &Bound<'_, PyAny>, row: usize, column: &str) -> PyErr {
+    error(item.py(), if item.is_none() { "null_key" } else { "bad_keys" }, |context| {
+        context.set_item("column", column)?;
+        context.set_item("given", format!("{} in row {row}", type_name(item)))
+    })
 }
 
 fn arrow_codes(py: Python<'_>, data: &ArrowColumn, column: &str, threads: usize) -> PyResult<Codes> {

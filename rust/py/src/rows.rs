@@ -56,6 +56,27 @@ impl Rows {
         PyArray1::from_slice(py, self.lock(py).outcomes())
     }
 
+    /// The rewards before shaping: (N,) float64.
+    fn scores<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
+        PyArray1::from_slice(py, self.lock(py).scores())
+    }
+
+    /// Which rows count in their groups' statistics: (N,) bool.
+    fn live<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<bool>> {
+        self.read(py, rows::Rows::live)
+    }
+
+    /// Advantages, divided by what `weigh_duplicates` says: (N,) float64.
+    fn weigh<'py>(
+        &self,
+        py: Python<'py>,
+        advantages: PyReadonlyArray1<'py, f64>,
+    ) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        let mut weighed = advantages.as_slice()?.to_vec();
+        self.lock(py).weigh(&mut weighed);
+        Ok(weighed.into_pyarray(py))
+    }
+
     /// What advantages read: (N,) float64.
     fn shaped<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
         PyArray1::from_slice(py, self.lock(py).rewards())
@@ -161,10 +182,9 @@ impl Rows {
         self.select(py, |rows, context| rows.limit_sources(most, &sources.codes, only, batches, context))
     }
 
-    /// Keeps the first `need` of the groups that are left, by their ranks or as they are complete; says how many.
-    #[pyo3(signature = (need, ranks=None))]
-    fn drop_surplus(&self, py: Python<'_>, need: usize, ranks: Option<PyReadonlyArray1<'_, i64>>) -> PyResult<usize> {
-        let ranks = ranks.as_ref().map(|ranks| ranks.as_slice()).transpose()?;
+    /// Keeps the first `need` of the groups that are left, by their ranks, and says how many there are.
+    fn drop_surplus(&self, py: Python<'_>, need: usize, ranks: PyReadonlyArray1<'_, i64>) -> PyResult<usize> {
+        let ranks = ranks.as_slice()?;
         self.select(py, |rows, context| rows.drop_surplus(need, ranks, context))
     }
 
