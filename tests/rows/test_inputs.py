@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import grpokit as gk
 
 from .strategies import rollouts
+from .test_reference import SELECT_ANY, VERSION
 
 RECIPE = gk.recipe("dapo", max_len=30, cache=10).replace(select=(gk.NotTruncated(), gk.HasSignal()))
 
@@ -26,10 +27,11 @@ def arrow_types(data):
         yield pa.table(data.table | {"finish": pa.array(data.finish, pa.string()).dictionary_encode()})
 
 
-@given(rollouts(), st.integers(1, 5))
+@given(rollouts(), st.integers(1, 5), SELECT_ANY)
 @settings(max_examples=50)
-def test_all_containers_agree(data, chunks):
-    expected = gk.process(data.table, RECIPE)
+def test_all_containers_agree(data, chunks, stages):
+    mine = RECIPE.replace(select=(*RECIPE.select, *stages))
+    expected = gk.process(data.table, mine, version=VERSION)
     given = [
         [dict(zip(data.table, row, strict=True)) for row in zip(*data.table.values(), strict=True)] or data.table,
         {name: np.array(c, object) if name == "reward" else np.array(c) for name, c in data.table.items()},
@@ -44,7 +46,7 @@ def test_all_containers_agree(data, chunks):
     for table in given:
         if isinstance(table, dict) and table["group_id"] is not data.group_id and not all_representable(data):
             continue
-        out = gk.process(table, RECIPE)
+        out = gk.process(table, mine, version=VERSION)
         np.testing.assert_array_equal(out.advantages, expected.advantages)
         np.testing.assert_array_equal(out.reasons, expected.reasons)
         np.testing.assert_array_equal(out.shaped_rewards, expected.shaped_rewards)
