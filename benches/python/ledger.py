@@ -37,6 +37,19 @@ def schedule(batches, source=None, spans=None):
     return events / (time.perf_counter() - start)
 
 
+def requeue(rollouts=32_768):
+    """All of one large eviction are asked for again, those that finished first before the others."""
+    ledger = gk.StalenessLedger(rollouts, 0)
+    for _ in range(rollouts):
+        ledger.complete(ledger.admit())
+    ledger.advance()
+    evicted = ledger.evict(0)
+    start = time.perf_counter()
+    for ticket in evicted:
+        ledger.requeue(ticket)
+    return rollouts / (time.perf_counter() - start)
+
+
 def snapshot():
     """Bytes and seconds of a snapshot, and of restoring it, with 4,096 finished rollouts remembered."""
     ledger = gk.StalenessLedger(BATCH, STALENESS)
@@ -72,6 +85,7 @@ def main():
         "ledger, one source": lambda: schedule(400),
         "ledger, two sources by name": lambda: schedule(400, "math"),
         "ledger, two spans a rollout": lambda: schedule(200, "math", [(0, 120), (0, 80)]),
+        "ledger, 32,768 requeues": requeue,
         "collector, groups of 16": lambda: collect(4096),
     }.items():
         speed = max(call() for _ in range(runs)) / 1e6

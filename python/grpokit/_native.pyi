@@ -3,6 +3,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 __all__ = [
     "ArrowColumn",
@@ -173,7 +174,7 @@ class StalenessLedger:
     ) -> StalenessLedger: ...
     @staticmethod
     def restore(
-        snapshot: bytes, *, running: Literal["lost", "keep"] = "lost", ready: Literal["lost", "keep"] = "keep"
+        snapshot: Buffer, *, running: Literal["lost", "keep"] = "lost", ready: Literal["lost", "keep"] = "keep"
     ) -> StalenessLedger: ...
     def abort(
         self,

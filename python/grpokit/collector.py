@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -68,7 +68,8 @@ class GroupCollector(Generic[Row]):
         Rows of a group: a number; the name of a field of the row, `row[size]`, that says it; or None, where a group is
         complete when `close` says so.
     max_rows : int
-        The most rows kept at a time, those that wait and the late ones together.
+        The most rows kept at a time, those that wait and the late ones together; `size` − 1 or more, since the last row
+        of a group is never kept.
     remember : int
         For so many groups, those handed out last, a row that comes late is known to be late. For older ones it begins
         a new group of the same key, which waits until it is closed; so let keys be unique, as (step, group_id) is.
@@ -76,11 +77,14 @@ class GroupCollector(Generic[Row]):
     Raises
     ------
     InputError
-        `bad_parameter`: a size or a bound that is not a whole number, 1 or more.
+        `bad_parameter`: a size or a bound that is not a whole number, 1 or more, or a size that `max_rows` forbids.
 
     Notes
     -----
     Rows in = rows handed out + rows that wait + late rows, always. Calls from several threads are safe.
+
+    A collector can be pickled, so that what waits is saved beside the ledger's snapshot, and copied; the copy goes on
+    from that moment on its own.
 
     Examples
     --------
@@ -106,9 +110,12 @@ class GroupCollector(Generic[Row]):
             if _count(given) is None:
                 expected = "a whole number, 1 or more"
                 raise error("bad_parameter", owner="GroupCollector", name=name, given=given, expected=expected)
+        if number is not None and number - 1 > max_rows:
+            expected = f"{number - 1} or more, or no group of {number} rows could ever be complete"
+            raise error("bad_parameter", owner="GroupCollector", name="max_rows", given=max_rows, expected=expected)
         self.size = size if isinstance(size, str) else number
-        self.max_rows = max_rows
-        self.remember = remember
+        self.max_rows = int(max_rows)
+        self.remember = int(remember)
         self._lock = Lock()
         self._waiting: dict[Hashable, CollectedGroup[Row]] = {}
         self._handed_out: OrderedDict[Hashable, None] = OrderedDict()
@@ -121,7 +128,8 @@ class GroupCollector(Generic[Row]):
         Parameters
         ----------
         key : hashable
-            Its group's: a str, an int, a tuple such as (step, group_id). Not None.
+            Its group's: a str, an int, a tuple such as (step, group_id). Not None, and without NaN or NA, which
+            are equal to nothing.
         row : object
             Whatever a row is; it is kept as it is.
 
@@ -133,8 +141,8 @@ class GroupCollector(Generic[Row]):
         Raises
         ------
         InputError
-            `bad_parameter`: a key that is None or cannot be hashed. `collector_size`: the row does not say its group's
-            size, or another one than the rows before.
+            `bad_parameter`: a key that cannot name a group. `collector_size`: the row does not say its group's size,
+            or one that cannot be, or another one than the rows before.
         StateError
             `collector_full`: `max_rows` are kept already, and this row completes no group.
 
@@ -142,9 +150,7 @@ class GroupCollector(Generic[Row]):
         -----
         A row that is refused is not taken; all others are unaffected.
         """
-        if not _is_key(key):
-            expected = "a value that can be hashed and is equal to itself, not None: every row has a group"
-            raise error("bad_parameter", owner="GroupCollector.add", name="key", given=key, expected=expected)
+        _check_key("add", key)
         size = self._size_of(key, row)
         with self._lock:
             if key in self._handed_out:
@@ -169,13 +175,26 @@ class GroupCollector(Generic[Row]):
             return []
 
     def close(self, *keys: Hashable) -> list[CollectedGroup[Row]]:
-        """Hands out groups as they are: those of these keys that wait, or without a key all of them.
+        """Hands out groups as they are: those of these keys, or without a key all of them.
+
+        Parameters
+        ----------
+        *keys : hashable
+            A key that does not wait (no row came for it, or its group was handed out) is passed over, and nothing is
+            remembered of it.
 
         Returns
         -------
         list of CollectedGroup
             In the order of the keys, or of the groups' first rows. Rows that come for them later are late.
+
+        Raises
+        ------
+        InputError
+            `bad_parameter`: a key that cannot name a group; then nothing is handed out.
         """
+        for key in keys:
+            _check_key("close", key)
         with self._lock:
             wanted = keys or tuple(self._waiting)
             return [self._hand_out(self._waiting[key]) for key in wanted if key in self._waiting]
@@ -202,17 +221,32 @@ class GroupCollector(Generic[Row]):
         counts = " ".join(f"{name}={count}" for name, count in self.counts.items())
         return f"<GroupCollector size={self.size!r} {counts}>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = dict(self.__dict__)
+            # What goes on changing is copied: the state is written down when the lock is free again.
+            for name in ("_handed_out", "_late", "_counts"):
+                state[name] = state[name].copy()
+            state["_waiting"] = {key: replace(group, rows=list(group.rows)) for key, group in self._waiting.items()}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock()
+
     def _size_of(self, key: Hashable, row: Any) -> int | None:
         if not isinstance(self.size, str):
             return self.size
+        cause = None
         try:
             given = row[self.size]
-        except (KeyError, TypeError, IndexError, ValueError):
-            given = "nothing"
+        except Exception as failure:  # noqa: BLE001 (a row may be anything, and so may what it raises)
+            given, cause = "nothing", failure
         size = _count(given)
-        if size is None:
-            expected = "a whole number, 1 or more"
-            raise error("collector_size", key=key, given=repr(given), field=self.size, expected=expected)
+        if size is None or size > self.max_rows + 1:
+            expected = f"a whole number from 1 to {self.max_rows + 1}, one more than max_rows"
+            raise error("collector_size", key=key, given=repr(given), field=self.size, expected=expected) from cause
         return size
 
     def _make_room(self, key: Hashable) -> None:
@@ -244,12 +278,25 @@ class GroupCollector(Generic[Row]):
             self._counts[name] += change
 
 
-def _is_key(given: Any) -> bool:
+def _check_key(method: str, given: Any) -> None:
+    cause = None
     try:
         hash(given)
-    except TypeError:
-        return False
-    return given is not None and bool(given == given)  # noqa: PLR0124
+        fine = given is not None and _is_itself(given)
+    except Exception as failure:  # noqa: BLE001 (a key may be anything, and so may what it raises)
+        fine, cause = False, failure
+    if not fine:
+        expected = "a value that can be hashed and is equal to itself, not None: every row has a group"
+        raise error(
+            "bad_parameter", owner=f"GroupCollector.{method}", name="key", given=given, expected=expected
+        ) from cause
+
+
+def _is_itself(given: Any) -> bool:
+    """Whether it is equal to itself, and all that it is made of; a tuple with one NaN object in it says that it is."""
+    if isinstance(given, (tuple, frozenset)):
+        return all(map(_is_itself, given))
+    return bool(given == given)  # noqa: PLR0124
 
 
 def _count(given: Any) -> int | None:

@@ -182,6 +182,10 @@ KINDS: dict[str, Kind] = {
         InputError,
         "{owner}: {name}={given!r}; expected {expected}.",
     ),
+    "parameter_type": Kind(
+        InputTypeError,
+        "{owner}: {name} is of type {given}; expected {expected}.",
+    ),
     "unknown_stage": Kind(
         InputError,
         "there is no {kind} stage {given!r}.{nearest} The registered ones are: {known}.",

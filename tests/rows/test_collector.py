@@ -1,9 +1,13 @@
 """The collector: every row comes out once, whatever the order; and what it says when rows are missing or too many."""
 
+import copy
+import pickle
 import threading
 from collections import Counter
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +57,7 @@ def test_every_row_comes_out_once_in_order_of_arrival(data):
 def test_rows_in_are_rows_out_waiting_or_late(data, size, closes, max_rows):
     """With surplus and missing rows, closing in between and little memory."""
     _, rows = data
+    max_rows = max(max_rows, size - 1)
     collector = gk.GroupCollector(size=size, max_rows=max_rows)
     groups, late, refused = [], [], []
     for at, (key, i) in enumerate(rows):
@@ -64,6 +69,7 @@ def test_rows_in_are_rows_out_waiting_or_late(data, size, closes, max_rows):
         if at in closes:
             groups += collector.close(rows[at // 2][0])
             late += collector.take_late()
+            collector = copy.copy(collector) if at % 2 else pickle.loads(pickle.dumps(collector))
         adds_up(collector)
         assert collector.counts["waiting"] <= max_rows
     late += collector.take_late()
@@ -90,6 +96,9 @@ def test_closing_says_when_a_group_is_complete():
     (group,) = collector.close("a")
     assert (group.key, group.rows, group.expected, group.complete) == ("a", [1, 3], None, True)
     assert collector.close("a", "nobody") == []
+    # Nothing is remembered of a key that did not wait.
+    assert collector.add("nobody", 5) == collector.take_late() == []
+    assert [group.rows for group in collector.close("nobody")] == [[5]]
     assert [group.key for group in collector.close("c", "b", "c")] == ["c", "b"]
     assert collector.close() == []
 
@@ -140,12 +149,22 @@ def test_the_bound_on_rows():
     assert collector.counts == {"added": 7, "handed_out": 3, "waiting": 2, "late": 2}
     collector.take_late()
     collector.add("a", "late")
+    # The last row of a group is never kept.
+    tight = gk.GroupCollector(size=10, max_rows=9)
+    assert [len(tight.add("a", i)) for i in range(10)] == [0] * 9 + [1]
     # Late rows alone may fill it, and then no group is the largest.
     alone = gk.GroupCollector(size=1, max_rows=1)
     alone.add("a", 1)
     alone.add("a", 2)
     with pytest.raises(gk.StateError, match="0 rows of 0 groups wait and 1 late"):
         alone.add("a", 3)
+
+
+class Attributes:
+    """Rows with attributes in the place of fields."""
+
+    def __getitem__(self, name):
+        return getattr(self, name)
 
 
 def test_sizes_that_rows_say():
@@ -159,23 +178,110 @@ def test_sizes_that_rows_say():
         ({"n": 2.0}, ["says 2.0"]),
         (7, ["says 'nothing'"]),
         (np.zeros(1, [("m", int)])[0], ["says 'nothing'"]),
+        (Attributes(), ["says 'nothing'", "whole number"]),
+        ({"n": 100_002}, ["says 100002", "from 1 to 100001"]),
     ]:
         with pytest.raises(gk.InputError) as caught:
             collector.add("a", row)
         assert caught.value.kind == "collector_size"
+        assert (caught.value.__cause__ is not None) == ("says 'nothing'" in words)
         for word in [*words, "'a'", "was not taken"]:
             assert word in str(caught.value)
     assert collector.counts["added"] == 1
     assert [group.expected for group in collector.add("a", {"n": 2})] == [2]
 
 
-@pytest.mark.parametrize("key", [None, [1], float("nan"), {}])
+class Silent:
+    """Cannot be hashed, for a reason of its own."""
+
+    def __hash__(self):
+        raise RuntimeError("no")
+
+
+NAN = float("nan")
+KEYS = [
+    None,
+    [1],
+    {},
+    NAN,
+    pd.NA,
+    pd.NaT,
+    (1, NAN),
+    ("a", (2, pd.NA)),
+    frozenset([NAN]),
+    Decimal("NaN"),
+    (1, [2]),
+    Silent(),
+]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
 def test_keys_that_name_no_group(key):
     collector = gk.GroupCollector(size=2)
-    with pytest.raises(gk.InputError, match="every row has a group") as caught:
-        collector.add(key, "row")
-    assert caught.value.kind == "bad_parameter"
-    assert collector.counts["added"] == 0
+    collector.add("a", "row")
+    for call in (lambda: collector.add(key, "row"), lambda: collector.close("a", key)):
+        with pytest.raises(gk.InputError, match="every row has a group") as caught:
+            call()
+        assert caught.value.kind == "bad_parameter"
+    assert collector.counts == {"added": 1, "handed_out": 0, "waiting": 1, "late": 0}
+
+
+def test_keys_that_name_a_group():
+    collector = gk.GroupCollector(size=2)
+    for key in ("", 0, (), (1, "a"), (1, (2.5, None)), frozenset([1]), b"a", np.int64(7), pd.Timestamp(0), Decimal(1)):
+        assert collector.add(key, 1) == []
+        assert [group.key for group in collector.add(key, 2)] == [key]
+
+
+def saved(collector):
+    """Everything that a collector holds."""
+    return collector.size, collector.counts, collector.leftovers, collector._late, collector._handed_out
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda collector: pickle.loads(pickle.dumps(collector))])
+def test_a_copy_goes_on_alone(again):
+    collector = gk.GroupCollector(size="n", max_rows=9, remember=1)
+    for key, n in [("a", 2), ("b", 1), ("c", 1), ("c", 1), ("a", 2), ("d", 2), ("a", 2)]:
+        collector.add(key, {"n": n})
+    other = again(collector)
+    before = saved(copy.deepcopy(collector))
+    assert saved(other) == saved(collector) == before
+    (group,) = other.add("d", {"n": 2})
+    assert [row["n"] for row in group.rows] == [2, 2]
+    other.add("a", {"n": 2})
+    assert other.counts == {"added": 9, "handed_out": 6, "waiting": 1, "late": 2}
+    other.take_late()
+    assert saved(collector) == before
+    assert [group.key for group in collector.add("d", {"n": 2})] == ["d"]
+
+
+def test_a_copy_while_rows_come():
+    """What is written down is one moment of it: its rows add up."""
+    collector, done, wrong = gk.GroupCollector(size=3, max_rows=10_000), threading.Event(), []
+
+    def save():
+        while not done.is_set():
+            other = pickle.loads(pickle.dumps(collector))
+            waiting, late = other.close(), other.take_late()
+            counts = other.counts | {"late": len(late)}
+            if counts["added"] != counts["handed_out"] + counts["late"] or any(
+                len(group.rows) > 2 for group in waiting
+            ):
+                wrong.append(counts)
+
+    def work(me):
+        for i in range(3000):
+            collector.add((me, i // 4), i)
+
+    threads = [threading.Thread(target=save), *(threading.Thread(target=work, args=(me,)) for me in range(2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join(timeout=120)
+    done.set()
+    threads[0].join(timeout=120)
+    assert not wrong
+    assert collector.counts == {"added": 6000, "handed_out": 4500, "waiting": 0, "late": 1500}
 
 
 @pytest.mark.parametrize(
@@ -185,6 +291,7 @@ def test_keys_that_name_no_group(key):
         ({"size": 2.5}, "size=2.5"),
         ({"size": True}, "size=True"),
         ({"size": 2, "max_rows": 0}, "max_rows=0"),
+        ({"size": 10, "max_rows": 5}, "max_rows=5; expected 9 or more, or no group of 10"),
         ({"size": 2, "remember": None}, "remember=None"),
     ],
 )

@@ -135,12 +135,23 @@ WRONG = {
         (lambda: busy().advance("1"), ["version='1'"]),
         (lambda: L(1, 1, version=2**53 - 1).advance(), ["version=9007199254740992"]),
         (lambda: busy().evict(-1), ["max_lag=-1"]),
+        (lambda: busy().evict(1, unknown=3), ["unknown=3", "True or False"]),
+        (lambda: busy().evict(unknown=None), ["unknown=None"]),
+        (lambda: busy().complete(2, unknown=1), ["unknown=1", "True or False"]),
+        (lambda: busy().complete(2, unknown="yes"), ["unknown='yes'"]),
         (lambda: busy().take(0), ["n=0"]),
         (lambda: busy().take(1, steps=2), ["steps=2", "from 1 to the 1"]),
         (lambda: busy().take(1, steps=0), ["steps=0"]),
-        (lambda: L.restore("x"), ["snapshot='x'", "bytes"]),
         (lambda: L.restore(busy().snapshot(), running="gone"), ["running='gone'", "'keep'"]),
         (lambda: L.restore(busy().snapshot(), ready="gone"), ["ready='gone'"]),
+    ],
+    "parameter_type": [
+        (
+            lambda: L.restore("x"),
+            ["StalenessLedger.restore: snapshot is of type str", "bytes that snapshot() returned"],
+        ),
+        (lambda: L.restore(list(busy().snapshot())), ["of type list;"]),
+        (lambda: L.restore(None), ["of type NoneType"]),
     ],
     "ledger_snapshot": [(lambda: L.restore(b"x"), ["1 bytes that are no snapshot", "StalenessLedger(version="])],
 }
@@ -154,6 +165,7 @@ def test_what_is_refused(kind):
         assert caught.value.kind == kind, caught.value
         for word in words:
             assert word in str(caught.value), (word, str(caught.value))
+        assert len(str(caught.value)) < 300
 
 
 def test_a_refused_call_changes_nothing():

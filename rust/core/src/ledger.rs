@@ -5,6 +5,7 @@
 //! A rollout is known by its ticket, numbered from 0 in order of admission; its contents are the caller's.
 
 mod error;
+mod finished;
 mod laws;
 mod snapshot;
 mod sources;
@@ -14,7 +15,8 @@ pub use error::{Action, LedgerError, State};
 pub use sources::{Counts, Reason, Source};
 pub use versions::{LagStatistics, Versions};
 
-use std::collections::{BTreeMap, VecDeque};
+use finished::{Fate, Finished, Remembered};
+use std::collections::BTreeMap;
 
 /// Versions, sizes and counts of tokens stay below this, so that f64 and Python's neighbours hold them exactly.
 pub const LARGEST: u64 = 1 << 53;
@@ -43,22 +45,6 @@ struct Running {
 struct Ready {
     versions: Option<Versions>,
     source: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Fate {
-    Consumed,
-    Evicted,
-    Aborted,
-    Requeued,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Finished {
-    ticket: u64,
-    source: u32,
-    fate: Fate,
 }
 
 /// A batch for training: rollouts in order of admission, cut into minibatches.
@@ -95,7 +81,7 @@ pub struct Ledger {
     sources: Vec<Source>,
     running: BTreeMap<u64, Running>,
     ready: BTreeMap<u64, Ready>,
-    finished: VecDeque<Finished>,
+    finished: Remembered,
 }
 
 impl Ledger {
@@ -113,7 +99,7 @@ impl Ledger {
             sources: sources.into_iter().map(|name| Source { name, ..Source::default() }).collect(),
             running: BTreeMap::new(),
             ready: BTreeMap::new(),
-            finished: VecDeque::new(),
+            finished: Remembered::default(),
         };
         ledger.check().map_err(LedgerError::Parameter)?;
         Ok(ledger)
@@ -256,8 +242,7 @@ impl Ledger {
     /// # Errors
     /// A ticket of another state, or one that is forgotten.
     pub fn requeue(&mut self, ticket: u64) -> Result<(), LedgerError> {
-        let found = self.finished.iter_mut().rev().find(|finished| finished.ticket == ticket);
-        match found.filter(|finished| matches!(finished.fate, Fate::Evicted | Fate::Aborted)) {
+        match self.finished.get_mut(ticket).filter(|finished| matches!(finished.fate, Fate::Evicted | Fate::Aborted)) {
             None => Err(self.wrong(Action::Requeue, ticket)),
             Some(finished) => {
                 finished.fate = Fate::Requeued;
@@ -276,7 +261,7 @@ impl Ledger {
         if self.ready.contains_key(&ticket) {
             return State::Ready;
         }
-        match self.finished.iter().rev().find(|finished| finished.ticket == ticket).map(|finished| finished.fate) {
+        match self.finished.get(ticket).map(|finished| finished.fate) {
             Some(Fate::Consumed) => State::Consumed,
             Some(Fate::Evicted) => State::Evicted,
             Some(Fate::Aborted) => State::Aborted,
@@ -369,10 +354,10 @@ impl Ledger {
     }
 
     fn remember(&mut self, ticket: u64, source: u32, fate: Fate) {
-        if self.finished.len() as u64 >= self.remembers() {
-            self.finished.pop_front();
+        if self.finished.len() >= self.remembers() {
+            self.finished.forget_first();
         }
-        self.finished.push_back(Finished { ticket, source, fate });
+        self.finished.push(ticket, Finished { source, fate });
     }
 
     /// As many as may be under way when every version consumes its batch, so that all of one eviction can be requeued.
@@ -384,7 +369,7 @@ impl Ledger {
     fn wrong(&self, action: Action, ticket: u64) -> LedgerError {
         match self.state(ticket) {
             State::NeverIssued => LedgerError::NeverIssued { ticket, issued: self.next },
-            State::Forgotten => LedgerError::Forgotten { ticket, remembered: self.finished.len() as u64 },
+            State::Forgotten => LedgerError::Forgotten { ticket, remembered: self.finished.len() },
             state => LedgerError::State { ticket, state, action },
         }
     }

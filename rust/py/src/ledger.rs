@@ -5,11 +5,11 @@ mod values;
 
 pub use values::{LagStatistics, TakenBatch, VersionSpan};
 
-use arguments::{SOURCES, Ticket, bad, of_spans, of_versions, quoted, raise, whole, word};
+use arguments::{Ticket, bad, bytes_of, flag, of_spans, of_versions, quoted, raise, whole, word};
 use grpokit_core::ledger::{Ledger, LedgerError, Limits, Reason, Versions};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyString};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use values::{rows_of, starvation};
@@ -78,6 +78,15 @@ use values::{rows_of, starvation};
 pub struct StalenessLedger {
     ledger: Mutex<Ledger>,
     sources: HashMap<String, usize>,
+    /// B.
+    #[pyo3(get)]
+    batch_size: u64,
+    /// η.
+    #[pyo3(get)]
+    max_staleness: u64,
+    /// The most that run at a time, or None.
+    #[pyo3(get)]
+    max_running: Option<u64>,
 }
 
 #[pymethods]
@@ -99,24 +108,18 @@ impl StalenessLedger {
             max_running: max_running.map(|most| whole("", "max_running", most, 1)).transpose()?,
         };
         let version = version.map_or(Ok(0), |version| whole("", "version", version, 0))?;
-        let names = match sources {
-            None => vec!["all".into()],
-            Some(given) => given.extract().map_err(|_| bad("", "sources", given, SOURCES))?,
-        };
-        match Ledger::new(limits, version, names) {
-            Err(LedgerError::Parameter("sources")) => {
-                Err(bad("", "sources", sources.unwrap_or(py.None().bind(py)), SOURCES))
-            }
-            result => result.map(Self::of).map_err(|failure| raise(py, &failure)),
-        }
+        let names = sources.map_or_else(|| Ok(vec!["all".into()]), |names| names.extract());
+        // The numbers are checked already, so names are what is refused.
+        let ledger = names.ok().and_then(|names| Ledger::new(limits, version, names).ok());
+        ledger.map(Self::of).ok_or_else(|| bad(py, "", "sources", sources, "different names, one or more"))
     }
 
     /// The books that a snapshot holds.
     ///
     /// Parameters
     /// ----------
-    /// snapshot : bytes
-    ///     What `snapshot` returned.
+    /// snapshot : bytes-like
+    ///     What `snapshot` returned: bytes, a bytearray, a memoryview, a mapped file.
     /// running, ready : {"lost", "keep"}
     ///     "lost" aborts what ran (reason "lost"), or evicts what was ready, because the process that had it is gone;
     ///     its place is given back, and `state` says of which of your tickets that is true, so that they can be
@@ -126,6 +129,8 @@ impl StalenessLedger {
     /// ------
     /// InputError
     ///     `ledger_snapshot`: not whole, changed, of another schema, or with contents that contradict each other.
+    /// InputTypeError
+    ///     `parameter_type`: no bytes at all.
     ///
     /// Notes
     /// -----
@@ -140,13 +145,11 @@ impl StalenessLedger {
         running: Option<&Bound<'_, PyAny>>,
         ready: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let bytes: &[u8] = snapshot
-            .extract()
-            .map_err(|_| bad(".restore", "snapshot", snapshot, "the bytes that snapshot() returned"))?;
+        let bytes = bytes_of(snapshot)?;
         let lost = |name, given| word(".restore", name, given, &["lost", "keep"]).map(|number| number == 0);
         let running = running.map_or(Ok(true), |given| lost("running", given))?;
         let ready = ready.map_or(Ok(false), |given| lost("ready", given))?;
-        let mut ledger = Ledger::restore(bytes).map_err(|failure| raise(py, &failure))?;
+        let mut ledger = Ledger::restore(bytes.as_bytes()).map_err(|failure| raise(py, &failure))?;
         if running {
             ledger.lose_running();
         }
@@ -180,15 +183,16 @@ impl StalenessLedger {
     ///     `bad_parameter`: an unknown source.
     #[pyo3(signature = (source=None))]
     fn admit(&self, py: Python<'_>, source: Option<&Bound<'_, PyAny>>) -> PyResult<Option<u64>> {
-        let source = match source {
-            None if self.sources.len() == 1 => 0,
-            None => return Err(self.unknown_source(py, py.None().bind(py))),
+        let known = match source {
+            None => Some(0).filter(|_| self.sources.len() == 1),
             Some(given) => {
-                let name = given.cast::<PyString>().ok().and_then(|name| name.to_str().ok());
-                let known = name.and_then(|name| self.sources.get(name));
-                *known.ok_or_else(|| self.unknown_source(py, given))?
+                given.cast::<PyString>().ok().and_then(|name| self.sources.get(name.to_str().ok()?)).copied()
             }
         };
+        let source = known.ok_or_else(|| {
+            let names: Vec<String> = self.lock(py).sources().iter().take(20).map(|known| known.name.clone()).collect();
+            bad(py, ".admit", "source", source, &format!("one of {}", quoted(names)))
+        })?;
         self.event(py, |ledger| ledger.admit(source))
     }
 
@@ -222,7 +226,7 @@ impl StalenessLedger {
         ticket: Ticket,
         versions: Option<&Bound<'_, PyAny>>,
         spans: Option<&Bound<'_, PyAny>>,
-        unknown: bool,
+        #[pyo3(from_py_with = flag)] unknown: bool,
     ) -> PyResult<()> {
         let given = match (versions, spans, unknown) {
             (None, None, true) => None,
@@ -231,9 +235,9 @@ impl StalenessLedger {
             }
             (Some(versions), None, false) => Some(of_versions(versions)?),
             (None, Some(spans), false) => Some(of_spans(spans)?),
-            (first, second, _) => {
-                let more = first.or(second).unwrap_or(py.None().bind(py)).clone();
-                return Err(bad(".complete", "versions", &more, "only one of versions, spans and unknown"));
+            _ => {
+                let expected = "only one of versions, spans and unknown";
+                return Err(bad(py, ".complete", "versions", versions.or(spans), expected));
             }
         };
         self.event(py, |ledger| ledger.complete(ticket.0, |_| given))
@@ -299,11 +303,14 @@ impl StalenessLedger {
     /// Discarding favours the prompts that are answered quickly: watch `starvation`. Before a batch that is cut into
     /// N steps, evict with max_lag = bound − (N − 1): its last minibatch is trained N − 1 versions later.
     #[pyo3(signature = (max_lag=None, *, unknown=false))]
-    fn evict(&self, py: Python<'_>, max_lag: Option<&Bound<'_, PyAny>>, unknown: bool) -> PyResult<Vec<u64>> {
+    fn evict(
+        &self,
+        py: Python<'_>,
+        max_lag: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = flag)] unknown: bool,
+    ) -> PyResult<Vec<u64>> {
         let max_lag = max_lag.map(|lag| whole(".evict", "max_lag", lag, 0)).transpose()?;
-        let mut ledger = self.lock(py);
-        let max_lag = max_lag.unwrap_or(ledger.limits().max_staleness);
-        Ok(ledger.evict(max_lag, unknown))
+        Ok(self.lock(py).evict(max_lag.unwrap_or(self.max_staleness), unknown))
     }
 
     /// Ready → consumed: the next batch, those that were admitted first.
@@ -333,12 +340,8 @@ impl StalenessLedger {
         steps: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Option<TakenBatch>> {
         let steps = steps.map_or(Ok(1), |steps| whole(".take", "steps", steps, 1))?;
-        let n = n.map(|n| whole(".take", "n", n, 1)).transpose()?;
-        let taken = self.event(py, |ledger| {
-            let batch = ledger.limits().batch_size.saturating_mul(steps);
-            ledger.take(n.unwrap_or(batch), steps)
-        });
-        Ok(taken?.map(TakenBatch))
+        let n = n.map_or(Ok(self.batch_size.saturating_mul(steps)), |n| whole(".take", "n", n, 1))?;
+        Ok(self.event(py, |ledger| ledger.take(n, steps))?.map(TakenBatch))
     }
 
     /// Counts an evicted or aborted rollout as one that is to be sampled again, under a new ticket.
@@ -403,33 +406,11 @@ impl StalenessLedger {
         self.lock(py).version()
     }
 
-    /// B.
-    #[getter]
-    fn batch_size(&self, py: Python<'_>) -> u64 {
-        self.lock(py).limits().batch_size
-    }
-
-    /// η.
-    #[getter]
-    fn max_staleness(&self, py: Python<'_>) -> u64 {
-        self.lock(py).limits().max_staleness
-    }
-
-    /// The most that run at a time, or None.
-    #[getter]
-    fn max_running(&self, py: Python<'_>) -> Option<u64> {
-        self.lock(py).limits().max_running
-    }
-
     /// Rollouts by state: admitted = running + ready + consumed + evicted + aborted, always.
     #[getter]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counts = self.lock(py).counts();
-        let dict = PyDict::new(py);
-        for (name, count) in rows_of(&counts) {
-            dict.set_item(name, count)?;
-        }
-        Ok(dict)
+        rows_of(&counts).into_py_dict(py)
     }
 
     /// Aborted rollouts by reason.
@@ -469,7 +450,8 @@ impl StalenessLedger {
 impl StalenessLedger {
     fn of(ledger: Ledger) -> Self {
         let sources = ledger.sources().iter().map(|source| source.name.clone()).zip(0..).collect();
-        Self { ledger: Mutex::new(ledger), sources }
+        let Limits { batch_size, max_staleness, max_running } = ledger.limits();
+        Self { ledger: Mutex::new(ledger), sources, batch_size, max_staleness, max_running }
     }
 
     /// One call of the books. They are free again before an error is made: that runs Python, where a signal handler or
@@ -481,10 +463,5 @@ impl StalenessLedger {
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Ledger> {
         self.ledger.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unknown_source(&self, py: Python<'_>, given: &Bound<'_, PyAny>) -> PyErr {
-        let names: Vec<String> = self.lock(py).sources().iter().take(20).map(|source| source.name.clone()).collect();
-        bad(".admit", "source", given, &format!("one of {}", quoted(names)))
     }
 }

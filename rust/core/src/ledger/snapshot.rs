@@ -1,8 +1,8 @@
 //! The ledger as bytes and back: magic, schema, length, contents, checksum. Restoring trusts nothing: every invariant is
 //! checked, and bytes that are wrong give an error, never other books.
 
-use super::{Fate, Finished, Ledger, LedgerError, Limits, Ready, Running, Source, Versions};
-use std::collections::{BTreeMap, VecDeque};
+use super::{Fate, Finished, Ledger, LedgerError, Limits, Ready, Remembered, Running, Source, Versions};
+use std::collections::BTreeMap;
 
 const MAGIC: &[u8; 8] = b"gkledger";
 const SCHEMA: u32 = 1;
@@ -46,9 +46,9 @@ impl Ledger {
                 }
             }
         }
-        body.number(self.finished.len() as u64);
-        for finished in &self.finished {
-            body.number(finished.ticket);
+        body.number(self.finished.len());
+        for (ticket, finished) in self.finished.iter() {
+            body.number(ticket);
             body.small(finished.source);
             body.0.push(finished.fate as u8);
         }
@@ -133,12 +133,12 @@ fn contents(body: &mut Reader<'_>) -> Result<Ledger, LedgerError> {
         rising(&ready, ticket)?;
         ready.insert(ticket, Ready { versions, source });
     }
-    let mut finished = VecDeque::new();
+    let mut finished = Remembered::default();
     for _ in 0..body.number()? {
         let (ticket, source) = (body.number()?, body.small()?);
         let fates = [Fate::Consumed, Fate::Evicted, Fate::Aborted, Fate::Requeued];
         let fate = fates.get(usize::from(body.byte()?)).ok_or(LedgerError::Contents("finished rollouts"))?;
-        finished.push_back(Finished { ticket, source, fate: *fate });
+        finished.push(ticket, Finished { source, fate: *fate });
     }
     if !body.0.is_empty() {
         return Err(CUT);
