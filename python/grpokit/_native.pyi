@@ -10,6 +10,7 @@ __all__ = [
     "Groups",
     "LagStatistics",
     "Rows",
+    "Seen",
     "Sketch",
     "StalenessLedger",
     "Table",
@@ -22,6 +23,8 @@ __all__ = [
     "pack",
     "pass_at_k",
     "pass_of_counts",
+    "read_lines",
+    "select_lines",
 ]
 
 __version__: str
@@ -31,6 +34,11 @@ _Statistics = tuple[
 ]
 
 def numbers(column: str, data: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]: ...
+
+_Field = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64], bytes, NDArray[np.int64]]
+
+def read_lines(block: bytes, fields: list[str], threads: int | None = None) -> tuple[int, list[_Field], bool]: ...
+def select_lines(block: bytes, keep: NDArray[np.bool_]) -> tuple[bytes, int]: ...
 
 @final
 class Table:
@@ -117,6 +125,14 @@ class Rows:
     def statistics(self, ddof: float) -> _Statistics: ...
     def weigh(self, advantages: NDArray[np.float64]) -> NDArray[np.float64]: ...
     def weigh_duplicates(self, contents: Groups) -> None: ...
+
+@final
+class Seen:
+    """Which groups a stream has had, by a 64-bit hash of each."""
+
+    def __new__(cls) -> Seen: ...
+    def __len__(self) -> int: ...
+    def add(self, hashes: NDArray[np.int64]) -> int | None: ...
 
 @final
 class VersionSpan:

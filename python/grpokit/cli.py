@@ -1,4 +1,4 @@
-"""The command line: `grpokit train`, `grpokit recipes`.
+"""The command line: `grpokit train`, `filter`, `advantages`, `recipes`.
 
 Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
 1 it ran and
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import GrpokitError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SCHEMA_VERSION = 1
 
@@ -46,14 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     typed = _parser().parse_args(arguments)
     try:
-        typed.run(typed)
+        return typed.run(typed) or 0
     except GrpokitError as problem:
         print(f"grpokit: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("grpokit: interrupted", file=sys.stderr)
         return 130
-    return 0
+    except BrokenPipeError:
+        # Whoever reads has seen enough; nothing more can be said, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the result as one JSON object")
     train.set_defaults(run=_train)
 
+    _add_file_verbs(verbs)
+
     recipes = verbs.add_parser(
         "recipes", help="list the recipes, or explain one", description="Without a name: the recipes and their papers."
     )
@@ -94,6 +99,100 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("--json", action="store_true", help="print one JSON object")
     recipes.set_defaults(run=_recipes)
     return parser
+
+
+def _progress() -> Callable[[str, int], None]:
+    """Says on a terminal how far things are, five times a second."""
+    import time
+
+    if not sys.stderr.isatty():
+        return lambda _what, _rows: None
+    last = time.monotonic()
+
+    def say(what: str, rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            print(f"\r\x1b[K{what} {rows:,} rows", end="\r", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _add_file_verbs(verbs: Any) -> None:
+    filtering = """Reads Parquet or JSON lines (also .gz, .zst) and writes the kept rows, in order, with all columns.
+        Example: grpokit filter rollouts.parquet -o kept.parquet --recipe dapo --set max_len=20480"""
+    adding = """Writes every row, with a column `advantage` (0 for rows that the recipe drops).
+        Example: grpokit advantages rollouts.jsonl -o out.jsonl --recipe rloo"""
+    texts = {
+        "filter": ("write the rows of rollout files that are worth training on", filtering),
+        "advantages": ("add a column with the advantages to rollout files", adding),
+    }
+    for verb, (text, description) in texts.items():
+        parser = verbs.add_parser(verb, help=text, description=description)
+        add = parser.add_argument
+        add("inputs", nargs="+", metavar="IN", help="files, patterns or directories")
+        add("-o", "--output", metavar="OUT", help="the file to write")
+        add("--recipe", default="grpo", help="whose stages 1 to 4 decide (default: grpo)")
+        add(
+            "--set",
+            metavar="KEY=VALUE",
+            dest="settings",
+            action="append",
+            default=[],
+            help="a parameter: max_len=20480",
+        )
+        add("--column", metavar="WORD=NAME", action="append", default=[], help="the files' name: group_id=uid")
+        add("--version", type=int, help="the trainer's policy version, for staleness")
+        add("--order", choices=("auto", "contiguous", "any"), default="auto", help="how the rows of a group lie")
+        add("--max-group-rows", type=int, default=1_000_000, metavar="N", help="refuse larger groups")
+        add("--keep-dropped", metavar="FILE", help="write the dropped rows there, with a column `reason`")
+        add("--overwrite", action="store_true", help="replace files that are there")
+        add("--dry-run", action="store_true", help="decide, and write nothing")
+        add("--json", action="store_true", help="print the result as one JSON object")
+        if verb == "filter":
+            add("--advantages", action="store_true", help="add a column `advantage`")
+        parser.set_defaults(run=_filter, verb=verb)
+
+
+def _filter(typed: argparse.Namespace) -> int:
+    from .settings import read_setting
+
+    if (typed.output is None) != typed.dry_run:
+        expected = "a file, or --dry-run" if typed.output is None else "no file with --dry-run"
+        raise error("bad_parameter", owner=typed.verb, name="-o", given=typed.output, expected=expected)
+    columns: dict[str, Any] = {}
+    for setting in typed.column:
+        word, equals, name = setting.partition("=")
+        if not (word and equals and name):
+            raise error("bad_parameter", owner=typed.verb, name="--column", given=setting, expected="WORD=NAME")
+        columns[word] = name.split(",") if "," in name else name
+    from grpokit import recipe
+
+    chosen = recipe(typed.recipe, **dict(map(read_setting, typed.settings)))
+    try:
+        from .io import filter_files
+    except ModuleNotFoundError as problem:
+        what = f"grpokit {typed.verb}"
+        raise error("missing_extra", what=what, package=problem.name, extra="io") from None
+    found = filter_files(
+        typed.inputs,
+        typed.output,
+        chosen,
+        columns=columns,
+        version=typed.version,
+        order=typed.order,
+        keep_all=typed.verb == "advantages",
+        advantages=typed.verb == "advantages" or typed.advantages,
+        keep_dropped=typed.keep_dropped,
+        overwrite=typed.overwrite,
+        max_group_rows=typed.max_group_rows,
+        progress=_progress(),
+    )
+    if typed.json:
+        _print_json(**found.to_dict())
+    else:
+        print(found, flush=True)
+    return 0 if found.verdicts.counts["kept"] or typed.verb == "advantages" else 1
 
 
 def _train(typed: argparse.Namespace) -> None:
@@ -150,7 +249,7 @@ def _recipes(typed: argparse.Namespace) -> None:
             for name, paper in names.items():
                 print(f"{name:<12} {paper}")
         return
-    from .trainer.config import read_setting
+    from .settings import read_setting
 
     chosen = recipe(typed.name, **dict(map(read_setting, typed.settings)))
     if typed.json:

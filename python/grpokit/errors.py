@@ -276,6 +276,53 @@ KINDS: dict[str, Kind] = {
         FileError,
         "{path} cannot be read: {reason}.",
     ),
+    "file_unwritable": Kind(
+        FileError,
+        "{path} cannot be written: {reason}. Nothing was written.",
+    ),
+    "file_changed": Kind(
+        FileError,
+        "{path} changed while it was read. Nothing was written; filter it when nobody writes to it.",
+    ),
+    "mixed_files": Kind(
+        InputError,
+        "the inputs are {kinds}; expected files of one kind. Filter each kind by itself.",
+    ),
+    "schemas_differ": Kind(
+        InputError,
+        "{path} has other columns or types than {other}, so they cannot be written into one file. Filter it by itself.",
+    ),
+    "missing_field": Kind(
+        InputError,
+        "{path} has no column {column!r}, which is read as `{word}` (it has: {given}).{nearest} "
+        "Name it with --column {word}=NAME.",
+    ),
+    "column_exists": Kind(
+        InputError,
+        "{path} has a column {column!r} already. Rename or drop it first.",
+    ),
+    "bad_line": Kind(
+        InputError,
+        "{path}, line {line}: {reason}. Every line must be one JSON object.",
+    ),
+    "line_too_long": Kind(
+        InputError,
+        "{path}, line {line} is longer than {limit:,} bytes. Is it a file of JSON lines?",
+    ),
+    "in_file": Kind(
+        InputError,
+        "{path}, {place}: {problem}",
+    ),
+    "not_contiguous": Kind(
+        InputError,
+        "{path}: rows of a group lie apart, and --order contiguous says that they do not. Use --order any, which holds "
+        "the columns that are read of all rows.",
+    ),
+    "group_too_large": Kind(
+        InputError,
+        "group {group!r} has {rows:,} rows or more, beyond --max-group-rows {limit:,}. Is this column the id of the "
+        "prompt? Raise the limit if it is.",
+    ),
     "missing_extra": Kind(
         InputError,
         "{what} needs {package}, which is not installed. Run: pip install 'grpokit[{extra}]'.",

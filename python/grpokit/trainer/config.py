@@ -19,6 +19,7 @@ from typing import Any
 
 import grpokit as gk
 from grpokit.errors import error, nearest
+from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
 if typing.TYPE_CHECKING:
@@ -288,28 +289,6 @@ class TrainConfig:
             if isinstance(table, dict):
                 lines += ["", f"[{name}]", *(f"{key} = {_write(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
-
-
-def read_setting(text: str) -> tuple[str, Any]:
-    """The key and the value of ``key=value``; the value as TOML writes it, or else a text without its quotes.
-
-    Raises
-    ------
-    InputError
-        There is no ``=`` in it.
-
-    Examples
-    --------
-    >>> read_setting("recipe.low=0.2"), read_setting("recipe=dapo")
-    (('recipe.low', 0.2), ('recipe', 'dapo'))
-    """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise error("bad_parameter", owner="--set", name="setting", given=text, expected="key=value")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
 
 
 def _build(cls: Any, data: Mapping[str, Any]) -> Any:

@@ -14,9 +14,11 @@ mod calls;
 mod columns;
 mod groups;
 mod ledger;
+mod lines;
 mod memory;
 mod packing;
 mod rows;
+mod seen;
 mod sketch;
 
 use pyo3::prelude::*;
@@ -38,9 +40,13 @@ mod _native {
     #[pymodule_export]
     use super::ledger::{LagStatistics, StalenessLedger, TakenBatch, VersionSpan};
     #[pymodule_export]
+    use super::lines::{read_lines, select_lines};
+    #[pymodule_export]
     use super::packing::{balance, pack};
     #[pymodule_export]
     use super::rows::Rows;
+    #[pymodule_export]
+    use super::seen::Seen;
     #[pymodule_export]
     use super::sketch::Sketch;
     use pyo3::exceptions::PyRuntimeWarning;
@@ -55,8 +61,9 @@ mod _native {
             PyErr::warn(module.py(), &module.py().get_type::<PyRuntimeWarning>(), message, 1)?;
         }
         let functions = ["balance", "best_at_k", "majority_at_k", "numbers", "pack", "pass_at_k", "pass_of_counts"];
-        let classes = ["ArrowColumn", "Groups", "Rows", "Sketch", "Table"];
+        let lines = ["read_lines", "select_lines"];
+        let classes = ["ArrowColumn", "Groups", "Rows", "Seen", "Sketch", "Table"];
         let ledger = ["LagStatistics", "StalenessLedger", "TakenBatch", "VersionSpan"];
-        module.add("__all__", [&classes[..], &ledger, &functions].concat())
+        module.add("__all__", [&classes[..], &ledger, &functions, &lines].concat())
     }
 }

@@ -1,0 +1,8 @@
+"""Rollout files: reading what frameworks write, filtering it, writing it back whole or not at all.
+
+Needs pyarrow: ``pip install 'grpokit[io]'``.
+"""
+
+from .files import Filtered, expand, filter_files
+
+__all__ = ["Filtered", "expand", "filter_files"]

@@ -1,0 +1,194 @@
+"""Verdicts on rows that come in batches: which are kept, why the others are not, and their advantages.
+
+In: tables of the columns that the recipe reads, one after another. Out: the verdicts, in the order of the rows. Where
+the rows of a group lie together a batch is enough, and the last group of each waits for the next (`contiguous`);
+otherwise all rows are seen first (`anywhere`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from grpokit._native import Seen
+from grpokit.columns import take
+from grpokit.errors import GrpokitError, error
+from grpokit.rollouts import group, process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from grpokit._recipe import Recipe
+    from grpokit.lint import Finding
+    from grpokit.processed import Processed
+
+
+class NotContiguousError(Exception):
+    """A group came back after another had begun."""
+
+
+@dataclass
+class Verdicts:
+    """What was decided, for all rows in their order.
+
+    Attributes
+    ----------
+    first_reason : (N,) uint32
+        0 where kept.
+    advantages : (N,) float64 or None
+        Where they were asked for.
+    counts : dict of str to int
+        Rows by what became of them.
+    counts_by_source : dict
+        The same for each source.
+    lint : dict of str to Finding
+        The first finding of each kind.
+    groups, without_signal : int
+        How many there are.
+    """
+
+    reasons: list[NDArray[np.uint32]] = field(default_factory=list)
+    values: list[NDArray[np.float64]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0})
+    counts_by_source: dict[Any, dict[str, int]] = field(default_factory=dict)
+    lint: dict[str, Finding] = field(default_factory=dict)
+    groups: int = 0
+    without_signal: int = 0
+
+    def add(self, out: Processed, *, advantages: bool) -> None:
+        """Takes the verdicts on the next rows."""
+        self.reasons.append(out.first_reason)
+        if advantages:
+            self.values.append(out.advantages)
+        _add(self.counts, out.counts)
+        for source, counts in out.counts_by_source.items():
+            _add(self.counts_by_source.setdefault(source, {"in": 0, "kept": 0}), counts)
+        for finding in out.lint:
+            self.lint.setdefault(finding.code, finding)
+        signal = out.groups.signal
+        self.groups += len(signal)
+        self.without_signal += int((~signal).sum())
+
+    @property
+    def first_reason(self) -> NDArray[np.uint32]:
+        return np.concatenate(self.reasons) if self.reasons else np.zeros(0, np.uint32)
+
+    @property
+    def advantages(self) -> NDArray[np.float64]:
+        return np.concatenate(self.values) if self.values else np.zeros(0)
+
+
+def _add(total: dict[str, int], counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        total[name] = total.get(name, 0) + count
+
+
+@dataclass(frozen=True)
+class Decider:
+    """How rows are decided on.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Whose stages 1 to 4 are run.
+    key : tuple of str
+        The columns that make the key of a group.
+    names : dict
+        The tables' names by grpokit's, as `process` takes them.
+    advantages : bool
+        Whether they are kept.
+    version : int or None
+        As in `grpokit.process`.
+    max_group_rows : int
+        The most rows that a group may have before it is refused, where rows of a group lie together.
+    """
+
+    recipe: Recipe
+    key: tuple[str, ...]
+    names: dict[str, Any]
+    advantages: bool = False
+    version: int | None = None
+    max_group_rows: int = 1_000_000
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether a stage looks at a whole batch, which no part of a file is."""
+        stages = (*self.recipe.shape, *self.recipe.select, self.recipe.advantage)
+        return any(stage.scope == "batch" for stage in stages)
+
+    def _process(self, table: pa.Table, start: int, verdicts: Verdicts) -> None:
+        try:
+            out = process(table, self.recipe, version=self.version, columns=self.names)
+            verdicts.add(out, advantages=self.advantages)
+        except GrpokitError as problem:
+            raise _shifted(problem, start) from None
+
+    def anywhere(self, tables: Iterator[pa.Table]) -> Verdicts:
+        """The verdicts where rows of a group may lie apart: all needed columns are held."""
+        verdicts = Verdicts()
+        listed = list(tables)
+        if listed:
+            self._process(pa.concat_tables(listed, promote_options="permissive"), 0, verdicts)
+        return verdicts
+
+    def contiguous(self, tables: Iterator[pa.Table]) -> Verdicts:
+        """The verdicts where rows of a group lie together.
+
+        Raises
+        ------
+        NotContiguousError
+            They do not.
+        """
+        verdicts, seen, start = Verdicts(), Seen(), 0
+        carry: pa.Table | None = None
+        for table in tables:
+            joined = table if carry is None else pa.concat_tables([carry, table], promote_options="permissive")
+            carry = joined
+            if not len(joined):
+                continue
+            keys = [joined[name] for name in self.key]
+            groups = group(*keys)
+            if (np.diff(groups.codes.astype(np.int64)) < 0).any():
+                raise NotContiguousError
+            cut = int(groups.first[-1])
+            if len(joined) - cut > self.max_group_rows:
+                given = take(_column(keys[-1]), groups.first[-1:])[0]
+                raise error("group_too_large", group=given, rows=len(joined) - cut, limit=self.max_group_rows)
+            if cut:
+                _new(seen, keys, groups.first[:-1])
+                self._process(joined.slice(0, cut), start, verdicts)
+                carry, start = joined.slice(cut), start + cut
+        if carry is not None and len(carry):
+            _new(seen, [carry[name] for name in self.key], np.zeros(1, np.int64))
+            self._process(carry, start, verdicts)
+        return verdicts
+
+
+def _column(chunked: pa.ChunkedArray) -> Any:
+    from grpokit._native import ArrowColumn
+
+    return ArrowColumn(chunked)
+
+
+def _new(seen: Seen, keys: list[pa.ChunkedArray], first_G: NDArray[np.int64]) -> None:
+    """Notes the groups, by the rows at which they begin."""
+    columns = [take(_column(key), first_G) for key in keys]
+    hashes = np.fromiter(map(hash, zip(*columns, strict=True)), np.int64, len(first_G))
+    if seen.add(hashes) is not None:
+        raise NotContiguousError
+
+
+def _shifted(problem: GrpokitError, start: int) -> GrpokitError:
+    """The same error with row numbers of the file."""
+    context = dict(problem.context)
+    for name in ("row", "first"):
+        if isinstance(context.get(name), int):
+            context[name] = context[name] + start  # type: ignore[operator]
+    if isinstance(context.get("rows"), list):
+        context["rows"] = [row + start for row in context["rows"]]  # type: ignore[attr-defined]
+    return error(problem.kind, **context)
