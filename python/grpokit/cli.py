@@ -130,8 +130,8 @@ def _add_file_verbs(verbs: Any) -> None:
     for verb, (text, description) in texts.items():
         parser = verbs.add_parser(verb, help=text, description=description)
         add = parser.add_argument
-        add("inputs", nargs="+", metavar="IN", help="files, patterns or directories")
-        add("-o", "--output", metavar="OUT", help="the file to write")
+        add("inputs", nargs="+", metavar="IN", help="files, patterns or directories; - is standard input")
+        add("-o", "--output", metavar="OUT", help="the file to write; - is standard output")
         add("--recipe", default="grpo", help="whose stages 1 to 4 decide (default: grpo)")
         add(
             "--set",
@@ -155,6 +155,10 @@ def _add_file_verbs(verbs: Any) -> None:
 
 
 def _filter(typed: argparse.Namespace) -> int:
+    import shutil
+    import tempfile
+    from pathlib import Path
+
     from .settings import read_setting
 
     if (typed.output is None) != typed.dry_run:
@@ -174,24 +178,40 @@ def _filter(typed: argparse.Namespace) -> int:
     except ModuleNotFoundError as problem:
         what = f"grpokit {typed.verb}"
         raise error("missing_extra", what=what, package=problem.name, extra="io") from None
-    found = filter_files(
-        typed.inputs,
-        typed.output,
-        chosen,
-        columns=columns,
-        version=typed.version,
-        order=typed.order,
-        keep_all=typed.verb == "advantages",
-        advantages=typed.verb == "advantages" or typed.advantages,
-        keep_dropped=typed.keep_dropped,
-        overwrite=typed.overwrite,
-        max_group_rows=typed.max_group_rows,
-        progress=_progress(),
-    )
+    with tempfile.TemporaryDirectory(prefix="grpokit-") as place:
+        inputs, output = list(typed.inputs), typed.output
+        if "-" in inputs:
+            # It is read twice, so it goes through a file.
+            spool = Path(place) / "standard input"
+            with spool.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            inputs = [spool if given == "-" else given for given in inputs]
+        if output == "-":
+            output = Path(place) / "standard output"
+        found = filter_files(
+            inputs,
+            output,
+            chosen,
+            columns=columns,
+            version=typed.version,
+            order=typed.order,
+            keep_all=typed.verb == "advantages",
+            advantages=typed.verb == "advantages" or typed.advantages,
+            keep_dropped=typed.keep_dropped,
+            overwrite=typed.overwrite,
+            max_group_rows=typed.max_group_rows,
+            progress=_progress(),
+        )
+        if typed.output == "-":
+            with output.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
+    # Data and talk do not mix.
+    stream = sys.stderr if typed.output == "-" else sys.stdout
     if typed.json:
-        _print_json(**found.to_dict())
+        _print_json(stream, **found.to_dict())
     else:
-        print(found, flush=True)
+        print(found, file=stream, flush=True)
     return 0 if found.verdicts.counts["kept"] or typed.verb == "advantages" else 1
 
 
@@ -258,5 +278,5 @@ def _recipes(typed: argparse.Namespace) -> None:
         print(chosen.explain())
 
 
-def _print_json(**fields: Any) -> None:
-    print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, ensure_ascii=False))
+def _print_json(stream: Any = None, **fields: Any) -> None:
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, ensure_ascii=False), file=stream, flush=True)

@@ -212,6 +212,19 @@ def test_the_command(tmp_path, capsys):
     assert main(["filter", str(path)]) == 2
 
 
+def test_standard_input_and_output(tmp_path):
+    path = write(tmp_path / "in.jsonl", rows())
+    filter_files(path, tmp_path / "out.jsonl", RLOO)
+    command = [sys.executable, "-m", "grpokit", "filter", "-", "-o", "-", "--recipe", "rloo"]
+    done = subprocess.run([*command, "--json"], input=path.read_bytes(), capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout == path.read_bytes()  # rloo keeps all
+    assert json.loads(done.stderr)["counts"] == {"in": 40, "kept": 40}
+    broken = subprocess.run(command, input=b"{", capture_output=True)
+    assert (broken.returncode, broken.stdout) == (2, b"")
+    assert b"standard input, line 1: it is no JSON" in broken.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
 def bad(path, content):
     path.write_bytes(content)
     return path
