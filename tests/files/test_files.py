@@ -62,6 +62,7 @@ def test_a_file_is_filtered_as_its_table(tmp_path_factory, data, stages, suffix,
     out = gk.process(data.table, mine, version=VERSION)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "BATCH", batch)
+        patch.setattr(parquet, "COPIED", batch + 1)
         patch.setattr(jsonl, "BLOCK", 40 * batch)
         order = draw.draw(st.sampled_from(("auto", "any", *(["contiguous"] if together else []))))
         found = filter_files(

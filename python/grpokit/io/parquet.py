@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH = 1 << 16
+# Copies hold all columns, text among them.
+COPIED = 1 << 14
 MAGIC = b"PAR1"
 
 
@@ -71,7 +73,7 @@ class ParquetInput:
                 end = start + metadata.row_group(at).num_rows
                 if keep_N[start:end].any():
                     row = start
-                    for batch in self.file.iter_batches(BATCH, row_groups=[at]):
+                    for batch in self.file.iter_batches(COPIED, row_groups=[at]):
                         keep = keep_N[row : row + len(batch)]
                         if keep.any():
                             whole = keep.all()
