@@ -34,7 +34,7 @@ def test_kill_at_random_moments(tmp_path, suffix):
     for _ in range(50):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            running.wait(timeout=rng.uniform(0.0, 1.1 * taken))
+            running.wait(timeout=rng.uniform(0.0, 1.6 * taken))
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
