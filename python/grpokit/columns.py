@@ -44,7 +44,7 @@ class Source:
 
     def __init__(self, rollouts: Any, names: Names | None = None, words: Sequence[str] = ()) -> None:
         self.names = _checked({} if names is None else names, words)
-        theirs = [name for column in self.names for name in self._theirs(column)]
+        theirs = [name for column in self.names for name in self.names_of(column)]
         # A frame that is written to later copies first while somebody else has a view of it.
         self.table = rollouts.copy(deep=False) if type(rollouts).__module__.split(".")[0] == "pandas" else rollouts
         self.known, self._get = _open(self.table, [*WORDS, *words, *theirs])
@@ -62,7 +62,7 @@ class Source:
     def several(self, column: str, reader: str) -> list[Column]:
         """The columns behind a name: more than one for a composite key."""
         found = []
-        for name in self._theirs(column):
+        for name in self.names_of(column):
             if name not in self.known:
                 given = ", ".join(map(repr, self.known)) or "no column"
                 context = {"reader": reader, "column": name, "word": column, "given": given}
@@ -84,9 +84,6 @@ class Source:
 
     def names_of(self, column: str) -> Sequence[str]:
         """The table's names for a column of grpokit's."""
-        return self._theirs(column)
-
-    def _theirs(self, column: str) -> Sequence[str]:
         theirs = self.names.get(column, column)
         return [theirs] if isinstance(theirs, str) else theirs
 

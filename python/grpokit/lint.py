@@ -115,7 +115,9 @@ def _prompts(out: Processed) -> Iterator[Finding]:
     prompts_G = np.zeros(len(groups), np.uint32)
     prompts_G[groups.codes[first[::-1]]] = alone.codes[first[::-1]]
     apart = (
-        _pairs(_steps(out)[groups.first], prompts_G) if "step" in out._held else Groups([_wide(prompts_G)], ["prompt"])
+        _pairs(integers("step", out._held["step"])[groups.first], prompts_G)
+        if "step" in out._held
+        else Groups([_wide(prompts_G)], ["prompt"])
     )
     split_G = apart.sizes[apart.codes] > 1
     if split_G.any():
@@ -124,10 +126,6 @@ def _prompts(out: Processed) -> Iterator[Finding]:
         )
         remedy = "Was a group cut in two, or is the prompt twice in the data?"
         yield Finding("split_prompt", evidence, remedy, tuple(groups.first[split_G][:5].tolist()))
-
-
-def _steps(out: Processed) -> NDArray[np.int64]:
-    return integers("step", out._held["step"])
 
 
 def _wide(codes: NDArray[Any]) -> NDArray[np.int64]:

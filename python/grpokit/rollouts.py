@@ -141,11 +141,11 @@ def process(
     rows = Rows(groups, *_scores(source, fan_out, recipe), recipe.not_finite == "drop")
     read = _columns(source, fan_out, reads, version)
     if "step" in source:
-        steps = integers("step", source.get("step", "process"))
+        steps: Any = key[0]
         read["step"] = steps if fan_out is None else steps[fan_out.first]
     held = {name: owned(column) for name in _HELD if (column := source.optional(name, "process")) is not None}
     if "step" in read and "prompt" in held:
-        held["step"] = owned(integers("step", source.get("step", "process")))
+        held["step"] = owned(key[0])
     staleness = None
     if version is not None and ("version_min" in source or "version_max" not in reads):
         staleness = _staleness(source, fan_out, version)

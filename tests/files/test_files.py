@@ -169,6 +169,19 @@ def test_nan_follows_the_policy_and_is_counted(tmp_path):
     assert dropped.verdicts.counts == {"in": 3, "kept": 1, "not_finite": 2}
 
 
+def test_findings_name_rows_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "BATCH", 4)
+    table = {"group_id": [i // 2 for i in range(12)], "reward": [i % 2 for i in range(12)], "response_len": [5] * 12}
+    table["response_len"][9] = 50
+    table["version_max"] = list(range(12))
+    path = write(tmp_path / "in.parquet", table)
+    dapo = gk.recipe("dapo", max_len=20)
+    assert gk.process(table, dapo).lint[0].rows == (9,)
+    assert filter_files(path, None, dapo).verdicts.lint["beyond_max_len"].rows == (9,)
+    newest = recipe(gk.LeaveOneOut(), [gk.MaxLag(2, of="newest")])
+    assert filter_files(path, None, newest, version=11).verdicts.counts == {"in": 12, "kept": 3, "stale": 9}
+
+
 def test_directories_patterns_and_several_files(tmp_path):
     (tmp_path / "dumps").mkdir()
     for step in (2, 1):

@@ -7,13 +7,13 @@ otherwise all rows are seen first (`anywhere`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from grpokit._native import Seen
+from grpokit._native import ArrowColumn, Seen
 from grpokit.columns import take
 from grpokit.errors import GrpokitError, error
 from grpokit.rollouts import group, process
@@ -40,8 +40,8 @@ class Verdicts:
     ----------
     first_reason : (N,) uint32
         0 where kept.
-    advantages : (N,) float64 or None
-        Where they were asked for.
+    advantages : (N,) float64
+        Empty unless they were asked for.
     counts : dict of str to int
         Rows by what became of them.
     counts_by_source : dict
@@ -60,8 +60,8 @@ class Verdicts:
     groups: int = 0
     without_signal: int = 0
 
-    def add(self, out: Processed, *, advantages: bool) -> None:
-        """Takes the verdicts on the next rows."""
+    def add(self, out: Processed, start: int, *, advantages: bool) -> None:
+        """Takes the verdicts on the next rows, of which the first has that number."""
         self.reasons.append(out.first_reason)
         if advantages:
             self.values.append(out.advantages)
@@ -69,7 +69,8 @@ class Verdicts:
         for source, counts in out.counts_by_source.items():
             _add(self.counts_by_source.setdefault(source, {"in": 0, "kept": 0}), counts)
         for finding in out.lint:
-            self.lint.setdefault(finding.code, finding)
+            rows = tuple(row + start for row in finding.rows)
+            self.lint.setdefault(finding.code, replace(finding, rows=rows))
         signal = out.groups.signal
         self.groups += len(signal)
         self.without_signal += int((~signal).sum())
@@ -124,7 +125,7 @@ class Decider:
     def _process(self, table: pa.Table, start: int, verdicts: Verdicts) -> None:
         try:
             out = process(table, self.recipe, version=self.version, columns=self.names)
-            verdicts.add(out, advantages=self.advantages)
+            verdicts.add(out, start, advantages=self.advantages)
         except GrpokitError as problem:
             raise _shifted(problem, start) from None
 
@@ -157,7 +158,7 @@ class Decider:
                 raise NotContiguousError
             cut = int(groups.first[-1])
             if len(joined) - cut > self.max_group_rows:
-                given = take(_column(keys[-1]), groups.first[-1:])[0]
+                given = take(ArrowColumn(keys[-1]), groups.first[-1:])[0]
                 raise error("group_too_large", group=given, rows=len(joined) - cut, limit=self.max_group_rows)
             if cut:
                 _new(seen, keys, groups.first[:-1])
@@ -169,15 +170,9 @@ class Decider:
         return verdicts
 
 
-def _column(chunked: pa.ChunkedArray) -> Any:
-    from grpokit._native import ArrowColumn
-
-    return ArrowColumn(chunked)
-
-
 def _new(seen: Seen, keys: list[pa.ChunkedArray], first_G: NDArray[np.int64]) -> None:
     """Notes the groups, by the rows at which they begin."""
-    columns = [take(_column(key), first_G) for key in keys]
+    columns = [take(ArrowColumn(key), first_G) for key in keys]
     hashes = np.fromiter(map(hash, zip(*columns, strict=True)), np.int64, len(first_G))
     if seen.add(hashes) is not None:
         raise NotContiguousError

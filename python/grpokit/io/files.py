@@ -248,7 +248,7 @@ def _names(opened: list[Any], recipe: Recipe, columns: dict[str, Any], version: 
     stages = (*recipe.shape, *recipe.select, recipe.advantage)
     needed = dict.fromkeys(["group_id", "reward", *(name for stage in stages for name in sorted(stage.reads))])
     needed.pop("version", None)
-    if version is not None:
+    if version is not None and "version_max" not in needed:
         needed["version_min"] = None
     names: dict[str, Any] = {}
     for file in opened:
