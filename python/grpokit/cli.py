@@ -14,10 +14,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .errors import GrpokitError, error
+from .errors import GroupWarning, GrpokitError, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from ._recipe import Recipe
 
 SCHEMA_VERSION = 1
 
@@ -132,7 +134,14 @@ def _add_file_verbs(verbs: Any) -> None:
         add = parser.add_argument
         add("inputs", nargs="+", metavar="IN", help="files, patterns or directories; - is standard input")
         add("-o", "--output", metavar="OUT", help="the file to write; - is standard output")
-        add("--recipe", default="grpo", help="whose stages 1 to 4 decide (default: grpo)")
+        add("--recipe", help="whose stages 1 to 4 decide (default: grpo; filter: that and groups with signal)")
+        add(
+            "--select",
+            metavar="STAGE",
+            action="append",
+            default=[],
+            help="what drops rows, instead of the recipe's: HasSignal(), 'PassRate(low=0.2, high=0.8)'; repeat it",
+        )
         add(
             "--set",
             metavar="KEY=VALUE",
@@ -141,7 +150,11 @@ def _add_file_verbs(verbs: Any) -> None:
             default=[],
             help="a parameter: max_len=20480",
         )
+        add("--format", default="auto", help="the framework that wrote them (default: known by its fields)")
+        add("--explain-format", action="store_true", help="print what the files are taken for, and do nothing")
         add("--column", metavar="WORD=NAME", action="append", default=[], help="the files' name: group_id=uid")
+        add("--reward", metavar="NAME[=WEIGHT],...", help="the columns, or parts of the reward, that are added up")
+        add("--group-size", type=int, metavar="N", help="N rows one after another are a group; there is no id")
         add("--version", type=int, help="the trainer's policy version, for staleness")
         add("--order", choices=("auto", "contiguous", "any"), default="auto", help="how the rows of a group lie")
         add("--max-group-rows", type=int, default=1_000_000, metavar="N", help="refuse larger groups")
@@ -157,28 +170,27 @@ def _add_file_verbs(verbs: Any) -> None:
 def _filter(typed: argparse.Namespace) -> int:
     import shutil
     import tempfile
+    import warnings
     from pathlib import Path
 
-    from .settings import read_setting
-
-    if (typed.output is None) != typed.dry_run:
-        expected = "a file, or --dry-run" if typed.output is None else "no file with --dry-run"
+    alone = typed.dry_run or typed.explain_format
+    if (typed.output is None) != alone:
+        expected = "a file, or --dry-run" if typed.output is None else "no file with --dry-run or --explain-format"
         raise error("bad_parameter", owner=typed.verb, name="-o", given=typed.output, expected=expected)
-    columns: dict[str, Any] = {}
-    for setting in typed.column:
-        word, equals, name = setting.partition("=")
-        if not (word and equals and name):
-            raise error("bad_parameter", owner=typed.verb, name="--column", given=setting, expected="WORD=NAME")
-        columns[word] = name.split(",") if "," in name else name
-    from grpokit import recipe
-
-    chosen = recipe(typed.recipe, **dict(map(read_setting, typed.settings)))
+    named: dict[str, Any] = {"columns": _columns(typed), "format": typed.format, "reward": _reward(typed)}
+    if typed.group_size is not None and typed.group_size < 1:
+        given = typed.group_size
+        raise error("bad_parameter", owner=typed.verb, name="--group-size", given=given, expected="1 or more")
+    named["group_size"] = typed.group_size
+    recipe = _chosen(typed)
     try:
-        from .io import filter_files
+        from .io import explain, filter_files
     except ModuleNotFoundError as problem:
         what = f"grpokit {typed.verb}"
         raise error("missing_extra", what=what, package=problem.name, extra="io") from None
-    with tempfile.TemporaryDirectory(prefix="grpokit-") as place:
+    with tempfile.TemporaryDirectory(prefix="grpokit-") as place, warnings.catch_warnings():
+        # The summary says it, with its rows.
+        warnings.simplefilter("ignore", GroupWarning)
         inputs, output = list(typed.inputs), typed.output
         if "-" in inputs:
             # It is read twice, so it goes through a file.
@@ -186,13 +198,16 @@ def _filter(typed: argparse.Namespace) -> int:
             with spool.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
             inputs = [spool if given == "-" else given for given in inputs]
+        if typed.explain_format:
+            print(explain(inputs, **named))
+            return 0
         if output == "-":
             output = Path(place) / "standard output"
         found = filter_files(
             inputs,
             output,
-            chosen,
-            columns=columns,
+            recipe,
+            **named,
             version=typed.version,
             order=typed.order,
             keep_all=typed.verb == "advantages",
@@ -212,7 +227,52 @@ def _filter(typed: argparse.Namespace) -> int:
         _print_json(stream, **found.to_dict())
     else:
         print(found, file=stream, flush=True)
+        if typed.verb == "filter" and not recipe.select:
+            print(
+                f"the recipe {recipe.name} selects nothing: --select HasSignal() drops groups of equal rewards",
+                file=sys.stderr,
+            )
     return 0 if found.verdicts.counts["kept"] or typed.verb == "advantages" else 1
+
+
+def _columns(typed: argparse.Namespace) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for setting in typed.column:
+        word, equals, name = setting.partition("=")
+        if not (word and equals and name):
+            raise error("bad_parameter", owner=typed.verb, name="--column", given=setting, expected="WORD=NAME")
+        columns[word] = name.split(",") if "," in name else name
+    return columns
+
+
+def _reward(typed: argparse.Namespace) -> dict[str, float] | None:
+    if typed.reward is None:
+        return None
+    weights: dict[str, float] = {}
+    for part in typed.reward.split(","):
+        name, equals, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight) if equals else 1.0
+        except ValueError:
+            name = ""
+        if not name.strip():
+            expected = "names with weights: NAME, or a=1,b=0.5"
+            raise error("bad_parameter", owner=typed.verb, name="--reward", given=typed.reward, expected=expected)
+    return weights
+
+
+def _chosen(typed: argparse.Namespace) -> Recipe:
+    """The recipe, with the stages that were asked for."""
+    from grpokit import HasSignal, recipe
+
+    from .settings import read_setting, read_stage
+
+    chosen = recipe(typed.recipe or "grpo", **dict(map(read_setting, typed.settings)))
+    if typed.select:
+        return chosen.replace(select=tuple(read_stage("select", text) for text in typed.select))
+    if typed.recipe is None and typed.verb == "filter":
+        return chosen.replace(select=(HasSignal(),))
+    return chosen
 
 
 def _train(typed: argparse.Namespace) -> None:

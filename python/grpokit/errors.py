@@ -297,9 +297,33 @@ KINDS: dict[str, Kind] = {
         "{path} has no column {column!r}, which is read as `{word}` (it has: {given}).{nearest} "
         "Name it with --column {word}=NAME.",
     ),
+    "unknown_format": Kind(
+        InputError,
+        "there is no format {given!r}.{nearest} Known: {known}.",
+    ),
+    "not_of_format": Kind(
+        InputError,
+        "{path} is not in the format {format!r}: it lacks {missing} (it has: {given}). Leave --format out to have the "
+        "format recognised, or name the columns with --column WORD=NAME.",
+    ),
+    "choose_reward": Kind(
+        InputError,
+        "{path}: which column is the reward? These may be: {names}. Say --reward NAME, or --reward a=1,b=0.5 for a "
+        "weighted sum.",
+    ),
+    "reward_nested": Kind(
+        InputTypeError,
+        "the reward, {column!r}, is {given} in row {row}; expected a number. {way}; "
+        "--reward a=1,b=0.5 is a weighted sum.",
+    ),
+    "group_size": Kind(
+        InputError,
+        "{path} has {rows:,} rows, and groups of {size} rows do not go into that. Was the file cut off, or is "
+        "--group-size not the number of answers to a prompt?",
+    ),
     "column_exists": Kind(
         InputError,
-        "{path} has a column {column!r} already. Rename or drop it first.",
+        "{path} has a column {column!r} already. Write ours under another name: --column {word}=NAME.",
     ),
     "bad_line": Kind(
         InputError,

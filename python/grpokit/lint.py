@@ -6,7 +6,7 @@ lose no row and still be wrong, as when every group has one row and GRPO silentl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,9 +67,15 @@ def every_group_is_one(rollouts: int, groups: int, signal: str) -> Finding | Non
 
 def lint(out: Processed) -> tuple[Finding, ...]:
     """All findings about a table."""
-    single = every_group_is_one(out._rows.n, len(out._groups), out._recipe.advantage.signal)
-    found = [single] if single else list(_sizes(out))
-    for look in (_prompts, _rewards, _lengths, _words, _turns, _copies):
+    tally = Tally()
+    tally.add(out, 0)
+    return (*tally.findings(), *of_rows(out))
+
+
+def of_rows(out: Processed) -> tuple[Finding, ...]:
+    """The findings about single rows and groups, which a part of a table shows as well as the whole."""
+    found: list[Finding] = []
+    for look in (_prompts, _not_binary, _lengths, _words, _turns, _copies):
         try:
             found += look(out)
         except (InputError, InputTypeError) as problem:
@@ -78,25 +84,110 @@ def lint(out: Processed) -> tuple[Finding, ...]:
     return tuple(found)
 
 
+@dataclass
+class _Count:
+    """How many there are, how many of them are not 0, and the first rows."""
+
+    n: int = 0
+    right: int = 0
+    rows: tuple[int, ...] = ()
+
+    def add(self, n: int, right: int, rows: tuple[int, ...]) -> None:
+        self.n, self.right, self.rows = self.n + n, self.right + right, (self.rows + rows)[:5]
+
+
+@dataclass
+class Tally:
+    """What is known of all groups together, summed over the parts of a table.
+
+    No group may lie in two parts.
+    """
+
+    signal: str = ""
+    rollouts: int = 0
+    sizes: dict[int, _Count] = field(default_factory=dict)
+    scored: int = 0
+    lowest: float = float("inf")
+    highest: float = float("-inf")
+    sources: dict[Any, _Count] = field(default_factory=dict)
+    parts: dict[str, _Count] = field(default_factory=dict)
+
+    def add(self, out: Processed, start: int) -> None:
+        """Takes the next rows, of which the first has that number."""
+        self.signal = out._recipe.advantage.signal
+        self.rollouts += out._rows.n
+        sizes_G = out._groups.sizes
+        for size, n in zip(*(column.tolist() for column in np.unique(sizes_G, return_counts=True)), strict=True):
+            rows = out._first_rows(out._groups.first[sizes_G == size][:5])
+            self.sizes.setdefault(size, _Count()).add(n, 0, tuple((rows + start).tolist()))
+        outcomes_M, scored_M = out._outcomes, (out._reasons & 3) == 0
+        scored = outcomes_M[scored_M]
+        if len(scored):
+            self.scored += len(scored)
+            self.lowest, self.highest = min(self.lowest, scored.min()), max(self.highest, scored.max())
+        if out._sources is not None:
+            sources, names = out._sources
+            rows_S = np.bincount(sources.codes, scored_M, len(names)).astype(int).tolist()
+            right_S = np.bincount(sources.codes, scored_M & (outcomes_M != 0), len(names)).astype(int).tolist()
+            for code, (name, n, right) in enumerate(zip(names, rows_S, right_S, strict=True)):
+                held = self.sources.setdefault(name, _Count())
+                wrong = not right and not held.right and len(held.rows) < 5
+                marked_M = (sources.codes == code) & scored_M
+                held.add(n, right, tuple(row + start for row in _rows_of(out, marked_M)) if wrong else ())
+        for part, values_N in out._parts.items():
+            known = values_N[~np.isnan(values_N)]
+            self.parts.setdefault(part, _Count()).add(len(known), int(np.count_nonzero(known)), ())
+
+    @property
+    def groups(self) -> int:
+        """How many there are."""
+        return sum(count.n for count in self.sizes.values())
+
+    def findings(self) -> Iterator[Finding]:
+        """The findings about all groups together."""
+        single = every_group_is_one(self.rollouts, self.groups, self.signal)
+        if single:
+            yield single
+        else:
+            yield from self._sizes()
+        if self.scored > 1 and self.groups > 1 and self.lowest == self.highest:
+            evidence = f"all {self.scored:,} outcomes are {self.lowest:g}"
+            yield Finding("constant_rewards", evidence, "Look at what the scorer is given and what it returns.")
+        else:
+            yield from self._dead()
+        for part, count in self.parts.items():
+            if count.n > 1 and not count.right:
+                yield Finding("dead_part", f"the reward part {part!r} is 0 in every row", "Its scorer may have died.")
+
+    def _sizes(self) -> Iterator[Finding]:
+        smallest, largest = min(self.sizes, default=0), max(self.sizes, default=0)
+        if self.groups == 1 and largest > LARGEST_GROUP:
+            evidence = f"all {largest:,} rollouts are one group"
+            yield Finding("one_group", evidence, "Give every prompt a group_id of its own.")
+        if smallest != largest:
+            # Of equally common sizes the larger: rows are lost more often than won.
+            usual = max(self.sizes, key=lambda size: (self.sizes[size].n, size))
+            odd = [count for size, count in self.sizes.items() if size != usual]
+            evidence = (
+                f"{sum(count.n for count in odd):,} of {self.groups:,} groups do not have {usual} rollouts; they "
+            )
+            evidence += f"have {smallest} to {largest}"
+            rows = tuple(sorted(row for count in odd for row in count.rows)[:5])
+            remedy = "Look for rollouts that were lost, or for a group that a batch boundary has cut."
+            yield Finding("uneven_groups", evidence, remedy, rows)
+
+    def _dead(self) -> Iterator[Finding]:
+        dead = {name: count for name, count in self.sources.items() if count.n > 1 and not count.right}
+        if dead:
+            listed = ", ".join(f"all {count.n:,} outcomes of {name!r}" for name, count in list(dead.items())[:5])
+            evidence = f"{listed}{f' and of {len(dead) - 5:,} more sources' if len(dead) > 5 else ''} are 0"
+            rows = tuple(sorted(row for count in dead.values() for row in count.rows)[:5])
+            yield Finding("dead_source", evidence, "Its scorer may have died: try it by hand.", rows)
+
+
 def _rows_of(out: Processed, marked_M: NDArray[np.bool_]) -> tuple[int, ...]:
     """The first rows of the table of what is marked."""
     return tuple(out._first_rows(np.flatnonzero(marked_M)[:5]).tolist())
-
-
-def _sizes(out: Processed) -> Iterator[Finding]:
-    sizes_G = out._groups.sizes
-    if len(sizes_G) == 1 and sizes_G[0] > LARGEST_GROUP:
-        evidence = f"all {sizes_G[0]:,} rollouts are one group"
-        yield Finding("one_group", evidence, "Give every prompt a group_id of its own.")
-    if len(sizes_G) > 1 and sizes_G.min() != sizes_G.max():
-        values, counts = np.unique(sizes_G, return_counts=True)
-        # Of equally common sizes the larger: rows are lost more often than won.
-        usual = values[counts == counts.max()].max()
-        evidence = f"{int((sizes_G != usual).sum()):,} of {len(sizes_G):,} groups do not have {usual} rollouts; they "
-        evidence += f"have {sizes_G.min()} to {sizes_G.max()}"
-        rows = tuple(out._first_rows(out._groups.first[sizes_G != usual][:5]).tolist())
-        remedy = "Look for rollouts that were lost, or for a group that a batch boundary has cut."
-        yield Finding("uneven_groups", evidence, remedy, rows)
 
 
 def _prompts(out: Processed) -> Iterator[Finding]:
@@ -137,26 +228,8 @@ def _pairs(a: NDArray[Any], b: NDArray[Any]) -> Groups:
     return Groups([_wide(a), _wide(b)], ["a", "b"])
 
 
-def _rewards(out: Processed) -> Iterator[Finding]:
+def _not_binary(out: Processed) -> Iterator[Finding]:
     outcomes_M, scored_M = out._outcomes, (out._reasons & 3) == 0
-    scored = outcomes_M[scored_M]
-    if len(scored) > 1 and len(out._groups) > 1 and scored.min() == scored.max():
-        evidence = f"all {len(scored):,} outcomes are {scored[0]:g}"
-        yield Finding("constant_rewards", evidence, "Look at what the scorer is given and what it returns.")
-    elif out._sources is not None:
-        sources, names = out._sources
-        rows = np.bincount(sources.codes, scored_M, len(names))
-        right = np.bincount(sources.codes, scored_M & (outcomes_M != 0), len(names))
-        dead = np.flatnonzero((rows > 1) & (right == 0))
-        if len(dead):
-            listed = ", ".join(f"all {rows[code]:,.0f} outcomes of {names[code]!r}" for code in dead[:5].tolist())
-            evidence = f"{listed}{f' and of {len(dead) - 5:,} more sources' if len(dead) > 5 else ''} are 0"
-            of_M = np.isin(sources.codes, dead) & scored_M
-            yield Finding("dead_source", evidence, "Its scorer may have died: try it by hand.", _rows_of(out, of_M))
-    for part, values_N in out._parts.items():
-        known = values_N[~np.isnan(values_N)]
-        if len(known) > 1 and not known.any():
-            yield Finding("dead_part", f"the reward part {part!r} is 0 in every row", "Its scorer may have died.")
     rules = [type(s).__name__ for s in out._recipe.select if type(s).__name__ in ("PassRate", "Learnability")]
     odd_M = scored_M & (outcomes_M != 0) & (outcomes_M != 1)
     if rules and odd_M.any():

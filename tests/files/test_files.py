@@ -216,7 +216,7 @@ def test_the_command(tmp_path, capsys):
     path = write(tmp_path / "in.jsonl", rows())
     assert main(["filter", str(path), "-o", str(tmp_path / "out.jsonl"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["counts"] == {"in": 40, "kept": 40}
+    assert found["counts"] == {"in": 40, "kept": 24, "no_signal": 16}  # groups with signal, unless told otherwise
     assert found["columns"] == {"group_id": "group_id", "reward": "reward"}
     assert found["kind"] == "jsonl"
     nothing = write(tmp_path / "none.jsonl", {"group_id": [1], "reward": [None]})
@@ -224,6 +224,54 @@ def test_the_command(tmp_path, capsys):
     assert main(["filter", str(path), "-o", str(tmp_path / "out.jsonl")]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["filter", str(path)]) == 2
+
+
+def test_stages_are_chosen_on_the_command_line(tmp_path, capsys):
+    path = write(tmp_path / "in.jsonl", rows())
+
+    def kept(*arguments):
+        assert main([arguments[0], str(path), "--dry-run", "--json", *arguments[1:]]) == 0
+        found = capsys.readouterr()
+        return json.loads(found.out)["counts"]["kept"], found.err
+
+    assert kept("filter", "--recipe", "rloo")[0] == 40
+    assert kept("filter", "--recipe", "rloo", "--select", "HasSignal()")[0] == 24
+    assert (
+        kept("filter", "--select", "PassRate(low=0.5, high=0.7)", "--select", "HasSignal")[0]
+        == sum(0.5 <= sum(rows()["reward"][i : i + 4]) / 4 <= 0.7 for i in range(0, 40, 4)) * 4
+    )
+    assert kept("advantages")[0] == 40
+    assert main(["filter", str(path), "--dry-run", "--recipe", "rloo"]) == 0
+    assert "the recipe rloo selects nothing: --select HasSignal()" in capsys.readouterr().err
+    for wrong, said in {
+        "HasSignl()": "Did you mean 'HasSignal'",
+        "PassRate(": "expected a stage with its arguments",
+        "PassRate(0.1)": "PassRate",
+        "PassRate(low=__import__('os'))": "expected a stage with its arguments",
+        "": "expected a stage",
+    }.items():
+        assert main(["filter", str(path), "--dry-run", "--select", wrong]) == 2
+        assert said in capsys.readouterr().err
+    for option, wrong in (("--reward", "a=x"), ("--reward", ","), ("--column", "a"), ("--group-size", "0")):
+        assert main(["filter", str(path), "--dry-run", option, wrong]) == 2
+        assert option in capsys.readouterr().err
+
+
+def test_what_is_said_of_the_whole_is_not_said_of_a_part(tmp_path, monkeypatch):
+    """A file is decided on in parts; a finding about all of its groups needs all of them."""
+    monkeypatch.setattr(parquet, "BATCH", 4)
+    recipe_ = gk.recipe("grpo")
+    single = {"group_id": [0, 1, 2, 3, 4, 4, 5, 5, 6, 6], "reward": [1.0] * 4 + [0.0, 1.0] * 3}
+    found = filter_files(write(tmp_path / "a.parquet", single), None, recipe_).verdicts
+    assert found.lint.keys() == {"uneven_groups"}
+    with pytest.warns(gk.errors.GroupWarning, match="each of the 9 groups has one rollout"):
+        alone = filter_files(
+            write(tmp_path / "b.parquet", {"group_id": list(range(9)), "reward": [0.0, 1.0, 0.5] * 3}), None, recipe_
+        ).verdicts
+    assert alone.lint["all_singletons"].evidence.startswith("each of the 9 groups")
+    dead = {"group_id": [i // 2 for i in range(12)], "reward": [0.0] * 12}
+    constant = filter_files(write(tmp_path / "c.parquet", dead), None, recipe_).verdicts
+    assert constant.lint["constant_rewards"].evidence == "all 12 outcomes are 0"
 
 
 def test_standard_input_and_output(tmp_path):

@@ -3,6 +3,6 @@
 Needs pyarrow: ``pip install 'grpokit[io]'``.
 """
 
-from .files import Filtered, expand, filter_files
+from .files import Filtered, expand, explain, filter_files
 
-__all__ = ["Filtered", "expand", "filter_files"]
+__all__ = ["Filtered", "expand", "explain", "filter_files"]

@@ -7,6 +7,7 @@ otherwise all rows are seen first (`anywhere`).
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ import pyarrow as pa
 
 from grpokit._native import ArrowColumn, Seen
 from grpokit.columns import take
-from grpokit.errors import GrpokitError, error
+from grpokit.errors import GroupWarning, GrpokitError, error
+from grpokit.lint import Tally, of_rows
 from grpokit.rollouts import group, process
 
 if TYPE_CHECKING:
@@ -46,8 +48,10 @@ class Verdicts:
         Rows by what became of them.
     counts_by_source : dict
         The same for each source.
-    lint : dict of str to Finding
-        The first finding of each kind.
+    tally : Tally
+        Counts over all parts, for the findings about all groups together.
+    found : dict of str to (int, int, Finding)
+        The first finding of each kind about single rows and groups, with the part's first row and number of rows.
     groups, without_signal : int
         How many there are.
     """
@@ -56,7 +60,8 @@ class Verdicts:
     values: list[NDArray[np.float64]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0})
     counts_by_source: dict[Any, dict[str, int]] = field(default_factory=dict)
-    lint: dict[str, Finding] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+    found: dict[str, tuple[int, int, Finding]] = field(default_factory=dict)
     groups: int = 0
     without_signal: int = 0
 
@@ -68,12 +73,22 @@ class Verdicts:
         _add(self.counts, out.counts)
         for source, counts in out.counts_by_source.items():
             _add(self.counts_by_source.setdefault(source, {"in": 0, "kept": 0}), counts)
-        for finding in out.lint:
+        self.tally.add(out, start)
+        for finding in of_rows(out):
             rows = tuple(row + start for row in finding.rows)
-            self.lint.setdefault(finding.code, replace(finding, rows=rows))
+            self.found.setdefault(finding.code, (start, len(out.keep), replace(finding, rows=rows)))
         signal = out.groups.signal
         self.groups += len(signal)
         self.without_signal += int((~signal).sum())
+
+    @property
+    def lint(self) -> dict[str, Finding]:
+        """The findings, each kind once."""
+        found = {finding.code: finding for finding in self.tally.findings()}
+        for code, (start, rows, finding) in self.found.items():
+            where = "" if rows == self.counts["in"] else f"among rows {start:,} to {start + rows - 1:,}, "
+            found[code] = replace(finding, evidence=where + finding.evidence)
+        return found
 
     @property
     def first_reason(self) -> NDArray[np.uint32]:
@@ -124,7 +139,10 @@ class Decider:
 
     def _process(self, table: pa.Table, start: int, verdicts: Verdicts) -> None:
         try:
-            out = process(table, self.recipe, version=self.version, columns=self.names)
+            with warnings.catch_warnings():
+                # What is true of a part need not be true of the whole, which says it itself.
+                warnings.simplefilter("ignore", GroupWarning)
+                out = process(table, self.recipe, version=self.version, columns=self.names)
             verdicts.add(out, start, advantages=self.advantages)
         except GrpokitError as problem:
             raise _shifted(problem, start) from None

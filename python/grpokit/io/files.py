@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,16 +17,18 @@ import numpy as np
 import pyarrow as pa
 
 from grpokit._native import select_lines
-from grpokit.errors import GrpokitError, error, nearest
+from grpokit.errors import GroupWarning, GrpokitError, error
 from grpokit.processed import name_of
 
 from .decide import Decider, NotContiguousError, Verdicts
+from .formats import FORMATS
 from .jsonl import JsonLinesInput
 from .outputs import same_file, whole
 from .parquet import MAGIC, ParquetInput, ParquetOutput
+from .reading import Reading, in_words, placed, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,9 +36,9 @@ if TYPE_CHECKING:
 
     Input = ParquetInput | JsonLinesInput
 
+BESIDE = tuple(pattern for known in FORMATS for pattern in known.beside)
 Order = Literal["auto", "contiguous", "any"]
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst")
-OPTIONAL = ("gate", "step", "rollout_id", "turn_idx", "source")
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,26 @@ class Filtered:
     Attributes
     ----------
     inputs : list of Path
+    beside : list of Path
+        Files of directories and patterns that were left out, since they hold no rollouts.
     output, dropped : Path or None
         What was written.
     kind : {"parquet", "jsonl"}
+    format : str
+        The framework's, one of `grpokit.io.formats.FORMATS`.
     contiguous : bool
         Whether the rows of each group lie together.
     columns : dict
-        The files' names by grpokit's, of those that were read.
+        What each of grpokit's columns was, of those that were read.
     verdicts : Verdicts
     """
 
     inputs: list[Path]
+    beside: list[Path]
     output: Path | None
     dropped: Path | None
     kind: str
+    format: str
     contiguous: bool
     columns: dict[str, Any]
     verdicts: Verdicts = field(repr=False)
@@ -68,11 +77,13 @@ class Filtered:
         found = self.verdicts
         return {
             "inputs": [str(path) for path in self.inputs],
+            "left_out": [str(path) for path in self.beside],
             "output": None if self.output is None else str(self.output),
             "dropped": None if self.dropped is None else str(self.dropped),
             "kind": self.kind,
+            "format": self.format,
             "contiguous": self.contiguous,
-            "columns": self.columns,
+            "columns": {word: in_words(theirs) for word, theirs in self.columns.items()},
             "counts": found.counts,
             "counts_by_source": {str(name): counts for name, counts in found.counts_by_source.items()},
             "groups": found.groups,
@@ -88,6 +99,9 @@ class Filtered:
             f"{counts['in']:,} rows in {found.groups:,} groups whose rows lie {order}, {found.without_signal:,} of"
         ]
         lines[0] += " them without signal"
+        made = [f"{word} from {in_words(theirs)}" for word, theirs in self.columns.items() if word != theirs]
+        if made:
+            lines.insert(0, f"format {self.format}: " + " | ".join(made))
         width = max(12, *map(len, counts))
         for name, count in counts.items():
             if name != "in":
@@ -95,6 +109,7 @@ class Filtered:
         for source, of in found.counts_by_source.items():
             lines.append(f"  {source!s:<{width}} {of['kept']:>14,}  of {of['in']:,}")
         lines += [f"lint {finding}" for finding in found.lint.values()]
+        lines += [f"left out {path}, which holds no rollouts" for path in self.beside]
         lines += [f"wrote {path}" for path in (self.output, self.dropped) if path is not None]
         return "\n".join(lines)
 
@@ -105,6 +120,9 @@ def filter_files(
     recipe: Recipe,
     *,
     columns: dict[str, Any] | None = None,
+    format: str = "auto",  # noqa: A002
+    reward: dict[str, float] | None = None,
+    group_size: int | None = None,
     version: int | None = None,
     order: Order = "auto",
     keep_all: bool = False,
@@ -125,7 +143,14 @@ def filter_files(
     recipe : Recipe
         Whose stages 1 to 4 decide.
     columns : dict, optional
-        The files' names by grpokit's, as in `grpokit.process`.
+        The files' names by grpokit's, as in `grpokit.process`; `advantage` and `reason` are the names of what is added.
+    format : str
+        The framework that wrote the files, one of `grpokit.io.formats.FORMATS`; "auto" recognises it by its fields.
+    reward : dict of str to float, optional
+        Columns, or parts of the reward where it has several, and their weights: the reward is the weighted sum of those
+        that are there; one that is a list (a reward a token) is summed.
+    group_size : int, optional
+        So many rows, one after another, are a group, where the files have no id.
     version : int, optional
         As in `grpokit.process`.
     order : {"auto", "contiguous", "any"}
@@ -153,7 +178,7 @@ def filter_files(
     FileError, InputError, InputTypeError
         What cannot be read, meant or written; nothing is written then.
     """
-    paths = expand(inputs)
+    paths, beside = expand(inputs)
     opened = [_open(path) for path in paths]
     kinds = sorted({type(file).__name__ for file in opened})
     if len(kinds) > 1:
@@ -163,35 +188,44 @@ def filter_files(
         for path in paths:
             if same_file(path, target):
                 raise error("file_unwritable", path=str(target), reason="it is an input")
-    names = _names(opened, recipe, columns or {}, version)
-    decider = Decider(recipe, _key(names), names, advantages, version, max_group_rows)
-    verdicts, contiguous = _decide(opened, decider, order, progress)
+    theirs = dict(columns or {})
+    written = {word: theirs.pop(word, word) for word in ("advantage", "reason")}
+    read = reading(opened, recipe, theirs, version=version, format_=format, reward=reward, group_size=group_size)
+    decider = Decider(recipe, read.key, read.names, advantages, version, max_group_rows)
+    verdicts, contiguous = _decide(opened, read, decider, order, progress)
+    if "all_singletons" in (lint := verdicts.lint):
+        warnings.warn(str(lint["all_singletons"]), GroupWarning, stacklevel=2)
     found = Filtered(
         inputs=paths,
+        beside=beside,
         output=None if output is None else Path(output),
         dropped=None if keep_dropped is None else Path(keep_dropped),
         kind="parquet" if isinstance(opened[0], ParquetInput) else "jsonl",
+        format=read.format.name,
         contiguous=contiguous,
-        columns=names,
+        columns=read.described(),
         verdicts=verdicts,
     )
     if targets:
         reasons_N = verdicts.first_reason
         kept_N = np.ones(len(reasons_N), bool) if keep_all else reasons_N == 0
-        added = {"advantage": verdicts.advantages} if advantages else {}
+        added = {written["advantage"]: verdicts.advantages} if advantages else {}
         with whole(targets, overwrite=overwrite) as places:
             jobs = []
             if output is not None:
                 jobs.append((places[0], kept_N, added))
             if keep_dropped is not None:
-                jobs.append((places[-1], reasons_N != 0, {"reason": _words(reasons_N)}))
+                jobs.append((places[-1], reasons_N != 0, {written["reason"]: _words(reasons_N)}))
             for place, keep_N, extra in jobs:
                 _copy(opened, place, keep_N, extra, progress)
     return found
 
 
-def expand(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files behind names, patterns and directories, in order of their names.
+def expand(inputs: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """The files behind names, patterns and directories, in order of their names; and those that were left out.
+
+    Frameworks write files beside their rollouts that hold none (`formats.Format.beside`): of a directory or a pattern
+    they are left out. A file that is named is always read.
 
     Raises
     ------
@@ -200,21 +234,53 @@ def expand(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     """
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     found: list[Path] = []
+    beside: list[Path] = []
     for given in listed:
         path = Path(given)
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
         elif path.exists() or not glob.has_magic(str(given)):
-            files = [path]
+            found.append(path)
+            continue
         else:
             files = sorted(map(Path, glob.glob(str(given), recursive=True)))  # noqa: PTH207
+        beside += [file for file in files if any(map(file.match, BESIDE))]
+        files = [file for file in files if file not in beside]
         if not files:
             what = "a directory without Parquet or JSON-lines files" if path.is_dir() else "matched by no file"
             raise error("file_unreadable", path=str(given), reason=what)
         found += files
     if not found:
         raise error("file_unreadable", path="the list of inputs", reason="it is empty")
-    return found
+    return found, beside
+
+
+def explain(
+    inputs: str | Path | Sequence[str | Path],
+    *,
+    columns: dict[str, Any] | None = None,
+    format: str = "auto",  # noqa: A002
+    reward: dict[str, float] | None = None,
+    group_size: int | None = None,
+) -> str:
+    """What some files are taken for, and what of them is read as what; parameters are those of `filter_files`."""
+    paths, beside = expand(inputs)
+    theirs = {word: name for word, name in (columns or {}).items() if word not in ("advantage", "reason")}
+    opened = [_open(path) for path in paths]
+    read = reading(opened, None, theirs, format_=format, reward=reward, group_size=group_size)
+    fields = opened[0].fields
+    shape = next((shape for shape in read.format.fields if set(shape) <= set(fields)), ())
+    known = f"known by {', '.join(shape)}" if shape and format == "auto" else "as it was said to be"
+    if read.format.name == "columns" and not shape:
+        known = "the columns are named one by one"
+    lines = [f"format {read.format.name} ({known})", f"schema: {read.format.schema}"]
+    for word, theirs_ in read.described().items():
+        lines.append(f"  {word:<12} {in_words(theirs_)}")
+    left = [name for name in fields if name not in read.used]
+    lines.append(f"not read: {', '.join(left) or 'nothing'}; every column is written as it is")
+    lines += [f"note: {note}" for note in read.format.notes]
+    lines += [f"left out: {path}" for path in beside]
+    return "\n".join(lines)
 
 
 def _open(path: Path) -> Input:
@@ -229,7 +295,7 @@ def _open(path: Path) -> Input:
         raise error("file_unreadable", path=str(path), reason=problem.strerror or str(problem)) from None
     if start.startswith((b"PK", b"\x80")):
         reason = (
-            "it is pickled (.pt, .pkl), and reading it would run code; write Parquet or JSON lines in the framework"
+            "it is pickled (.pt, .pkl), and reading it would run code; docs/formats.md has the lines that convert it"
         )
         raise error("file_unreadable", path=str(path), reason=reason)
     if not start:
@@ -243,97 +309,23 @@ def _why_not(path: Path) -> str:
     return "it is not a file" if path.exists() else "it is not there"
 
 
-def _names(opened: list[Any], recipe: Recipe, columns: dict[str, Any], version: int | None) -> dict[str, Any]:
-    """The columns to read: those that are needed, and the optional ones that are there."""
-    stages = (*recipe.shape, *recipe.select, recipe.advantage)
-    needed = dict.fromkeys(["group_id", "reward", *(name for stage in stages for name in sorted(stage.reads))])
-    needed.pop("version", None)
-    if version is not None and "version_max" not in needed:
-        needed["version_min"] = None
-    names: dict[str, Any] = {}
-    for file in opened:
-        fields = set(file.fields)
-        for word in [*needed, *(word for word in (*OPTIONAL, *columns) if word not in needed)]:
-            theirs = columns.get(word, word)
-            listed = [theirs] if isinstance(theirs, str) else list(theirs)
-            missing = [name for name in listed if name not in fields]
-            if missing and (word in needed or word in columns):
-                given = ", ".join(map(repr, file.fields)) or "no column"
-                raise error(
-                    "missing_field",
-                    path=str(file.path),
-                    column=missing[0],
-                    word=word,
-                    given=given,
-                    nearest=nearest(missing[0], file.fields),
-                )
-            if not missing:
-                names[word] = theirs
-    return names
-
-
-def _key(names: dict[str, Any]) -> tuple[str, ...]:
-    """The columns that make the key of a group."""
-    return tuple(name for word in ("step", "group_id") if word in names for name in _listed(names[word]))
-
-
 def _decide(
-    opened: list[Any], decider: Decider, order: Order, progress: Callable[[str, int], None]
+    opened: list[Any], read: Reading, decider: Decider, order: Order, progress: Callable[[str, int], None]
 ) -> tuple[Verdicts, bool]:
-    read = list(dict.fromkeys(name for theirs in decider.names.values() for name in _listed(theirs)))
     try:
         if order != "any" and not decider.needs_all:
             try:
-                return decider.contiguous(_tables(opened, read, progress)), True
+                return decider.contiguous(read.tables(opened, progress)), True
             except NotContiguousError:
                 if order == "contiguous":
                     raise error("not_contiguous", path=str(opened[0].path)) from None
-        return decider.anywhere(_tables(opened, read, progress)), False
+        return decider.anywhere(read.tables(opened, progress)), False
     except GrpokitError as problem:
-        raise _placed(problem, opened) from None
+        raise placed(problem, opened) from None
 
 
-def _listed(theirs: str | Sequence[str]) -> list[str]:
-    return [theirs] if isinstance(theirs, str) else list(theirs)
-
-
-def _tables(opened: list[Any], read: list[str], progress: Callable[[str, int], None]) -> Iterator[pa.Table]:
-    """The columns that are read of all files, in batches."""
-    rows = 0
-    for file in opened:
-        before = rows
-        try:
-            for table in file.read(read):
-                rows += len(table)
-                progress("decided", rows)
-                yield table
-        except GrpokitError as problem:
-            if "row" in problem.context and problem.kind == "column_type":
-                raise error(
-                    problem.kind, **problem.context | {"row": before + int(str(problem.context["row"]))}
-                ) from None
-            raise
-
-
-def _placed(problem: GrpokitError, opened: list[Any]) -> GrpokitError:
-    """The same error with the file, and for JSON lines the line, of its first row."""
-    context: Any = problem.context
-    if problem.kind in ("not_contiguous", "group_too_large") or "path" in context:
-        return problem
-    rows = context.get("rows")
-    row = rows[0] if isinstance(rows, list) and rows else context.get("row")
-    path, place = opened[0].path, "as a whole"
-    if isinstance(row, int):
-        for file in opened:
-            rows = file.rows if isinstance(file, ParquetInput) else sum(1 for _ in file.lines())
-            if row < rows:
-                path, place = file.path, f"row {row}"
-                if isinstance(file, JsonLinesInput):
-                    number = next(number for at, (number, _) in enumerate(file.lines()) if at == row)
-                    place = f"line {number}"
-                break
-            row -= rows
-    return error("in_file", path=str(path), place=place, problem=str(problem))
+def _word(extra: dict[str, NDArray[Any]]) -> str:
+    return "reason" if next(iter(extra.values())).dtype == object else "advantage"
 
 
 def _words(reasons_N: NDArray[np.uint32]) -> NDArray[Any]:
@@ -366,7 +358,7 @@ def _copy_parquet(
             raise error("schemas_differ", path=str(file.path), other=str(like.path))
     taken = [name for name in extra if name in like.fields]
     if taken:
-        raise error("column_exists", column=taken[0], path=str(like.path))
+        raise error("column_exists", column=taken[0], path=str(like.path), word=_word(extra))
     fields = [pa.field(name, pa.string() if values.dtype == object else pa.float64()) for name, values in extra.items()]
     output = ParquetOutput(place, like, fields)
     try:
@@ -392,7 +384,7 @@ def _copy_lines(
 ) -> None:
     taken = [name for name in extra if name in opened[0].fields]
     if taken:
-        raise error("column_exists", column=taken[0], path=str(opened[0].path))
+        raise error("column_exists", column=taken[0], path=str(opened[0].path), word=_word(extra))
     row = 0
     with place.open("wb") as output:
         for file in opened:

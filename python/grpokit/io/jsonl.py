@@ -17,7 +17,7 @@ from grpokit._native import read_lines
 from grpokit.errors import error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -97,21 +97,29 @@ class JsonLinesInput:
                 if line.strip():
                     yield start + at, line + b"\n"
 
-    def read(self, fields: Sequence[str]) -> Iterator[pa.Table]:
-        """Some fields of all lines, in batches; null where a line has none. The other fields are not decoded."""
+    def read(
+        self, fields: Sequence[str], objects: Sequence[str] = ()
+    ) -> Iterator[tuple[pa.Table, dict[str, list[Any]]]]:
+        """Some fields of all lines, in batches, and others as Python objects; null where a line has none.
+
+        The other fields are not decoded.
+        """
         kinds: dict[str, str] = {}
         rows = 0
         for start, block in self.blocks():
-            count, found, broken = read_lines(block, list(fields))
+            count, found, broken = read_lines(block, [*fields, *objects])
+            values: dict[str, list[Any]] = {}
             if broken:
                 # NaN and Infinity are no JSON, and Python writes them; the rest is an error that says what is wrong.
                 records = [self._record(start + at, line) for at, line in enumerate(block.split(b"\n")) if line.strip()]
                 columns = {name: _listed(name, [record.get(name) for record in records]) for name in fields}
+                values = {name: [record.get(name) for record in records] for name in objects}
                 count = len(records)
             else:
-                columns = {name: _column(name, count, field) for name, field in zip(fields, found, strict=True)}
+                columns = {name: _column(name, count, field) for name, field in zip(fields, found, strict=False)}
+                values = {name: _objects(field) for name, field in zip(objects, found[len(fields) :], strict=True)}
             if count:
-                yield pa.table({name: _checked(name, column, kinds, rows) for name, column in columns.items()})
+                yield pa.table({name: _checked(name, column, kinds, rows) for name, column in columns.items()}), values
             rows += count
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
@@ -152,6 +160,21 @@ def _column(name: str, count: int, field: Any) -> Column:
         values = [json.loads(text[starts[i] : starts[i + 1]]) if kinds[i] else None for i in range(count)]
         return _arrow(name, values), kinds
     return pa.nulls(count), kinds
+
+
+def _objects(field: Any) -> list[Any]:
+    """A field as Python objects."""
+    kinds, integers, numbers, text, ends = field
+    starts = [0, *ends.tolist()]
+    read: dict[int, Callable[[int], Any]] = {
+        NULL: lambda _row: None,
+        BOOL: lambda row: bool(numbers[row]),
+        INTEGER: lambda row: int(integers[row]),
+        FLOAT: lambda row: float(numbers[row]),
+        TEXT: lambda row: text[starts[row] : starts[row + 1]].decode(),
+        OTHER: lambda row: json.loads(text[starts[row] : starts[row + 1]]),
+    }
+    return [read[kind](row) for row, kind in enumerate(kinds.tolist())]
 
 
 def _listed(name: str, values: list[Any]) -> Column:

@@ -57,11 +57,18 @@ class ParquetInput:
         self.fields: list[str] = self.schema.names
         self.rows: int = self.file.metadata.num_rows
 
-    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Some columns of all rows, in batches."""
+    def read(
+        self, columns: Sequence[str], objects: Sequence[str] = ()
+    ) -> Iterator[tuple[pa.Table, dict[str, list[Any]]]]:
+        """Some columns of all rows, in batches, and others as Python objects; None where there is no such column."""
+        there = [name for name in objects if name in self.fields]
         with _reading(self.path):
-            for batch in self.file.iter_batches(BATCH, columns=list(columns)):
-                yield pa.Table.from_batches([batch])
+            for batch in self.file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, *there]))):
+                values = {name: batch[name].to_pylist() if name in there else [None] * len(batch) for name in objects}
+                yield (
+                    pa.Table.from_batches([batch]).select(list(columns)) if objects else pa.Table.from_batches([batch]),
+                    values,
+                )
 
     def kept(self, keep_N: NDArray[np.bool_]) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
         """All columns of the rows that are kept, a row group or less at a time, and their numbers."""
