@@ -9,6 +9,7 @@ verb runs, so that help is instant.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import GroupWarning, GrpokitError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ._recipe import Recipe
 
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        What was typed after the program's name; `sys.argv` when not given.
+        What was typed after the program's name; `sys.argv` when not given. Only then are files read in a child process:
+        what is called from a program stays in it.
 
     Returns
     -------
@@ -48,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     typed = _parser().parse_args(arguments)
     try:
+        if arguments is None and typed.run is _filter:
+            from .child import in_child
+
+            ended = in_child()
+            if ended is not None:
+                return ended
         return typed.run(typed) or 0
     except GrpokitError as problem:
         print(f"grpokit: {problem}", file=sys.stderr)
@@ -56,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("grpokit: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever reads has seen enough; nothing more can be said, at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever reads has seen enough; nothing more can be said.
+        _drop_output()
         return 141
 
 
@@ -173,6 +181,8 @@ def _filter(typed: argparse.Namespace) -> int:
     import warnings
     from pathlib import Path
 
+    from .child import tell
+
     alone = typed.dry_run or typed.explain_format
     if (typed.output is None) != alone:
         expected = "a file, or --dry-run" if typed.output is None else "no file with --dry-run or --explain-format"
@@ -184,13 +194,19 @@ def _filter(typed: argparse.Namespace) -> int:
     named["group_size"] = typed.group_size
     recipe = _chosen(typed)
     try:
+        import pyarrow as pa
+
         from .io import explain, filter_files
     except ModuleNotFoundError as problem:
         what = f"grpokit {typed.verb}"
         raise error("missing_extra", what=what, package=problem.name, extra="io") from None
+    if "jemalloc" in pa.supported_memory_backends():
+        # It gives memory back sooner: a fifth less at the peak.
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
     with tempfile.TemporaryDirectory(prefix="grpokit-") as place, warnings.catch_warnings():
         # The summary says it, with its rows.
         warnings.simplefilter("ignore", GroupWarning)
+        tell("begun", Path(place))
         inputs, output = list(typed.inputs), typed.output
         if "-" in inputs:
             # It is read twice, so it goes through a file.
@@ -218,20 +234,20 @@ def _filter(typed: argparse.Namespace) -> int:
             progress=_progress(),
         )
         if typed.output == "-":
-            with output.open("rb") as file:
+            with output.open("rb") as file, _standard_output():
                 shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.flush()
     # Data and talk do not mix.
     stream = sys.stderr if typed.output == "-" else sys.stdout
-    if typed.json:
-        _print_json(stream, **found.to_dict())
-    else:
-        print(found, file=stream, flush=True)
-        if typed.verb == "filter" and not recipe.select:
-            print(
-                f"the recipe {recipe.name} selects nothing: --select HasSignal() drops groups of equal rewards",
-                file=sys.stderr,
-            )
+    with _standard_output():
+        if typed.json:
+            _print_json(stream, **found.to_dict())
+        else:
+            print(found, file=stream, flush=True)
+    if typed.verb == "filter" and not recipe.select and not typed.json:
+        print(
+            f"the recipe {recipe.name} selects nothing: --select HasSignal() drops groups of equal rewards",
+            file=sys.stderr,
+        )
     return 0 if found.verdicts.counts["kept"] or typed.verb == "advantages" else 1
 
 
@@ -273,6 +289,24 @@ def _chosen(typed: argparse.Namespace) -> Recipe:
     if typed.recipe is None and typed.verb == "filter":
         return chosen.replace(select=(HasSignal(),))
     return chosen
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Writes all, or says why not."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        _drop_output()
+        raise error("output_unwritable", reason=problem.strerror) from None
+
+
+def _drop_output() -> None:
+    """What is not written yet is not written, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _train(typed: argparse.Namespace) -> None:

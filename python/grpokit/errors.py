@@ -276,9 +276,18 @@ KINDS: dict[str, Kind] = {
         FileError,
         "{path} cannot be read: {reason}.",
     ),
+    "reader_died": Kind(
+        FileError,
+        "{path} cannot be read: the process that read it was ended by {signal}. What it had begun to write is removed. "
+        "{remedy}",
+    ),
     "file_unwritable": Kind(
         FileError,
         "{path} cannot be written: {reason}. Nothing was written.",
+    ),
+    "output_unwritable": Kind(
+        FileError,
+        "standard output cannot be written: {reason}. What is there is cut.",
     ),
     "file_changed": Kind(
         FileError,

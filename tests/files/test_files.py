@@ -407,7 +407,7 @@ def test_a_file_that_changes_meanwhile(tmp_path):
     seen = []
 
     def grow(what, count):
-        if what == "copied" and not seen:
+        if what == "decided" and not seen:
             seen.append(count)
             with path.open("a") as file:
                 file.write('{"group_id": "new", "reward": 1}\n')

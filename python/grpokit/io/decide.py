@@ -18,6 +18,7 @@ from grpokit._native import ArrowColumn, Seen
 from grpokit.columns import take
 from grpokit.errors import GroupWarning, GrpokitError, error
 from grpokit.lint import Tally, of_rows
+from grpokit.processed import name_of
 from grpokit.rollouts import group, process
 
 if TYPE_CHECKING:
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from grpokit._native import Groups
     from grpokit._recipe import Recipe
     from grpokit.lint import Finding
     from grpokit.processed import Processed
+
+
+WORDS = np.array(["", *(name_of(1 << bit) for bit in range(32))], object)
 
 
 class NotContiguousError(Exception):
@@ -40,8 +45,8 @@ class Verdicts:
 
     Attributes
     ----------
-    first_reason : (N,) uint32
-        0 where kept.
+    codes : (N,) uint8
+        0 where kept, else the number of the first reason's bit plus 1, by which `WORDS` names it.
     advantages : (N,) float64
         Empty unless they were asked for.
     counts : dict of str to int
@@ -56,7 +61,7 @@ class Verdicts:
         How many there are.
     """
 
-    reasons: list[NDArray[np.uint32]] = field(default_factory=list)
+    reasons: list[NDArray[np.uint8]] = field(default_factory=list)
     values: list[NDArray[np.float64]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0})
     counts_by_source: dict[Any, dict[str, int]] = field(default_factory=dict)
@@ -67,7 +72,8 @@ class Verdicts:
 
     def add(self, out: Processed, start: int, *, advantages: bool) -> None:
         """Takes the verdicts on the next rows, of which the first has that number."""
-        self.reasons.append(out.first_reason)
+        # The exponent of a power of two, plus 1; a byte a row, since a file may have many.
+        self.reasons.append(np.frexp(out.first_reason)[1].astype(np.uint8))
         if advantages:
             self.values.append(out.advantages)
         _add(self.counts, out.counts)
@@ -91,8 +97,8 @@ class Verdicts:
         return found
 
     @property
-    def first_reason(self) -> NDArray[np.uint32]:
-        return np.concatenate(self.reasons) if self.reasons else np.zeros(0, np.uint32)
+    def codes(self) -> NDArray[np.uint8]:
+        return np.concatenate(self.reasons) if self.reasons else np.zeros(0, np.uint8)
 
     @property
     def advantages(self) -> NDArray[np.float64]:
@@ -152,8 +158,20 @@ class Decider:
         verdicts = Verdicts()
         listed = list(tables)
         if listed:
-            self._process(pa.concat_tables(listed, promote_options="permissive"), 0, verdicts)
+            self._process(_joined(listed), 0, verdicts)
         return verdicts
+
+    def _group(self, keys: list[pa.ChunkedArray], start: int) -> Groups:
+        for name, key in zip(self.key, keys, strict=True):
+            if pa.types.is_nested(key.type):
+                raise error("bad_keys", column=name, given=str(key.type))
+        try:
+            return group(*keys)
+        except GrpokitError as problem:
+            # There the columns have numbers.
+            names = {f"ids {at}": name for at, name in enumerate(self.key)}
+            column = names.get(str(problem.context.get("column")))
+            raise _shifted(problem if column is None else _with(problem, column=column), start) from None
 
     def contiguous(self, tables: Iterator[pa.Table]) -> Verdicts:
         """The verdicts where rows of a group lie together.
@@ -166,12 +184,12 @@ class Decider:
         verdicts, seen, start = Verdicts(), Seen(), 0
         carry: pa.Table | None = None
         for table in tables:
-            joined = table if carry is None else pa.concat_tables([carry, table], promote_options="permissive")
+            joined = table if carry is None else _joined([carry, table])
             carry = joined
             if not len(joined):
                 continue
             keys = [joined[name] for name in self.key]
-            groups = group(*keys)
+            groups = self._group(keys, start)
             if (np.diff(groups.codes.astype(np.int64)) < 0).any():
                 raise NotContiguousError
             cut = int(groups.first[-1])
@@ -186,6 +204,18 @@ class Decider:
             _new(seen, [carry[name] for name in self.key], np.zeros(1, np.int64))
             self._process(carry, start, verdicts)
         return verdicts
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:
+        for name in tables[0].column_names:
+            types = {str(table.schema.field(name).type) for table in tables} - {"null"}
+            if len(types) > 1:
+                given = " and ".join(sorted(types))
+                raise error("column_type", column=name, given=given, expected="one type in all rows") from None
+        raise
 
 
 def _new(seen: Seen, keys: list[pa.ChunkedArray], first_G: NDArray[np.int64]) -> None:
@@ -204,4 +234,8 @@ def _shifted(problem: GrpokitError, start: int) -> GrpokitError:
             context[name] = context[name] + start  # type: ignore[operator]
     if isinstance(context.get("rows"), list):
         context["rows"] = [row + start for row in context["rows"]]  # type: ignore[attr-defined]
-    return error(problem.kind, **context)
+    return _with(problem, **context)
+
+
+def _with(problem: GrpokitError, **context: Any) -> GrpokitError:
+    return error(problem.kind, **problem.context | context)

@@ -7,30 +7,26 @@ their reasons. The files are read twice: first the columns that the recipe reads
 from __future__ import annotations
 
 import glob
-import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from grpokit._native import select_lines
 from grpokit.errors import GroupWarning, GrpokitError, error
-from grpokit.processed import name_of
 
-from .decide import Decider, NotContiguousError, Verdicts
+from .copying import Added, copy
+from .decide import WORDS, Decider, NotContiguousError, Verdicts
 from .formats import FORMATS
 from .jsonl import JsonLinesInput
+from .magic import LONGEST, why_not
 from .outputs import same_file, whole
-from .parquet import MAGIC, ParquetInput, ParquetOutput
+from .parquet import MAGIC, ParquetInput
 from .reading import Reading, in_words, placed, reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
 
     from grpokit._recipe import Recipe
 
@@ -207,17 +203,16 @@ def filter_files(
         verdicts=verdicts,
     )
     if targets:
-        reasons_N = verdicts.first_reason
-        kept_N = np.ones(len(reasons_N), bool) if keep_all else reasons_N == 0
-        added = {written["advantage"]: verdicts.advantages} if advantages else {}
+        codes_N = verdicts.codes
+        jobs = []
+        if output is not None:
+            added = {written["advantage"]: Added(verdicts.advantages)} if advantages else {}
+            jobs.append((np.ones(len(codes_N), bool) if keep_all else codes_N == 0, added))
+        if keep_dropped is not None:
+            jobs.append((codes_N != 0, {written["reason"]: Added(codes_N, WORDS)}))
         with whole(targets, overwrite=overwrite) as places:
-            jobs = []
-            if output is not None:
-                jobs.append((places[0], kept_N, added))
-            if keep_dropped is not None:
-                jobs.append((places[-1], reasons_N != 0, {written["reason"]: _words(reasons_N)}))
-            for place, keep_N, extra in jobs:
-                _copy(opened, place, keep_N, extra, progress)
+            for place, (keep_N, added) in zip(places, jobs, strict=True):
+                copy(opened, place, keep_N, added, progress)
     return found
 
 
@@ -236,20 +231,14 @@ def expand(inputs: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[
     found: list[Path] = []
     beside: list[Path] = []
     for given in listed:
-        path = Path(given)
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
-        elif path.exists() or not glob.has_magic(str(given)):
-            found.append(path)
-            continue
-        else:
-            files = sorted(map(Path, glob.glob(str(given), recursive=True)))  # noqa: PTH207
-        beside += [file for file in files if any(map(file.match, BESIDE))]
-        files = [file for file in files if file not in beside]
-        if not files:
-            what = "a directory without Parquet or JSON-lines files" if path.is_dir() else "matched by no file"
-            raise error("file_unreadable", path=str(given), reason=what)
+        try:
+            files, left = _expanded(given)
+        except OSError as problem:
+            if isinstance(problem, GrpokitError):
+                raise
+            raise error("file_unreadable", path=str(given), reason=problem.strerror or str(problem)) from None
         found += files
+        beside += left
     if not found:
         raise error("file_unreadable", path="the list of inputs", reason="it is empty")
     return found, beside
@@ -283,30 +272,47 @@ def explain(
     return "\n".join(lines)
 
 
+def _expanded(given: str | Path) -> tuple[list[Path], list[Path]]:
+    path = Path(given)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
+    elif path.exists() or not glob.has_magic(str(given)):
+        return [path], []
+    else:
+        files = sorted(map(Path, glob.glob(str(given), recursive=True)))  # noqa: PTH207
+    beside = [file for file in files if any(map(file.match, BESIDE))]
+    if len(files) == len(beside):
+        what = "a directory without Parquet or JSON-lines files" if path.is_dir() else "matched by no file"
+        raise error("file_unreadable", path=str(given), reason=what)
+    return [file for file in files if file not in beside], beside
+
+
 def _open(path: Path) -> Input:
     try:
         if not path.is_file():
             raise error("file_unreadable", path=str(path), reason=_why_not(path))
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(LONGEST)
     except OSError as problem:
         if isinstance(problem, GrpokitError):
             raise
         raise error("file_unreadable", path=str(path), reason=problem.strerror or str(problem)) from None
-    if start.startswith((b"PK", b"\x80")):
-        reason = (
-            "it is pickled (.pt, .pkl), and reading it would run code; docs/formats.md has the lines that convert it"
-        )
-        raise error("file_unreadable", path=str(path), reason=reason)
+    reason = why_not(start)
     if not start:
-        raise error("file_unreadable", path=str(path), reason="it is empty")
-    return ParquetInput(path) if start == MAGIC else JsonLinesInput(path)
+        reason = "it is empty"
+    elif path.suffix == ".parquet" and not start.startswith(MAGIC):
+        reason = reason or "it is named .parquet, and does not begin as Parquet does"
+    if reason is not None:
+        raise error("file_unreadable", path=str(path), reason=reason)
+    return ParquetInput(path) if start.startswith(MAGIC) else JsonLinesInput(path)
 
 
 def _why_not(path: Path) -> str:
     if path.is_symlink() and not path.exists():
         return "it is a link that leads nowhere"
-    return "it is not a file" if path.exists() else "it is not there"
+    if not path.exists():
+        return "it is not there"
+    return "it is a pipe or a device, and it is read twice; give - and send it to standard input"
 
 
 def _decide(
@@ -322,91 +328,3 @@ def _decide(
         return decider.anywhere(read.tables(opened, progress)), False
     except GrpokitError as problem:
         raise placed(problem, opened) from None
-
-
-def _word(extra: dict[str, NDArray[Any]]) -> str:
-    return "reason" if next(iter(extra.values())).dtype == object else "advantage"
-
-
-def _words(reasons_N: NDArray[np.uint32]) -> NDArray[Any]:
-    """The names of first reasons."""
-    found, codes = np.unique(reasons_N, return_inverse=True)
-    return np.array([name_of(int(reason)) if reason else "" for reason in found], object)[codes]
-
-
-def _copy(
-    opened: list[Any],
-    place: Path,
-    keep_N: NDArray[np.bool_],
-    extra: dict[str, NDArray[Any]],
-    progress: Callable[[str, int], None],
-) -> None:
-    """Writes the kept rows of all files, with further columns."""
-    (_copy_parquet if isinstance(opened[0], ParquetInput) else _copy_lines)(opened, place, keep_N, extra, progress)
-
-
-def _copy_parquet(
-    opened: list[ParquetInput],
-    place: Path,
-    keep_N: NDArray[np.bool_],
-    extra: dict[str, NDArray[Any]],
-    progress: Callable[[str, int], None],
-) -> None:
-    like = opened[0]
-    for file in opened:
-        if not file.schema.equals(like.schema):
-            raise error("schemas_differ", path=str(file.path), other=str(like.path))
-    taken = [name for name in extra if name in like.fields]
-    if taken:
-        raise error("column_exists", column=taken[0], path=str(like.path), word=_word(extra))
-    fields = [pa.field(name, pa.string() if values.dtype == object else pa.float64()) for name, values in extra.items()]
-    output = ParquetOutput(place, like, fields)
-    try:
-        start = 0
-        for file in opened:
-            for table, rows in file.kept(keep_N[start : start + file.rows]):
-                written = table
-                for name, values in extra.items():
-                    written = written.append_column(name, pa.array(values[start + rows]))
-                output.write(written)
-                progress("copied", start + int(rows[-1]) + 1)
-            start += file.rows
-    finally:
-        output.close()
-
-
-def _copy_lines(
-    opened: list[JsonLinesInput],
-    place: Path,
-    keep_N: NDArray[np.bool_],
-    extra: dict[str, NDArray[Any]],
-    progress: Callable[[str, int], None],
-) -> None:
-    taken = [name for name in extra if name in opened[0].fields]
-    if taken:
-        raise error("column_exists", column=taken[0], path=str(opened[0].path), word=_word(extra))
-    row = 0
-    with place.open("wb") as output:
-        for file in opened:
-            for _, block in file.blocks():
-                if extra:
-                    lines = list(filter(bytes.strip, block.split(b"\n")))
-                    count = len(lines)
-                    for at, line in enumerate(lines[: len(keep_N) - row], row):
-                        if keep_N[at]:
-                            output.write(_with(line + b"\n", {name: values[at] for name, values in extra.items()}))
-                else:
-                    kept, count = select_lines(block, keep_N[row:])
-                    output.write(kept)
-                row += count
-                progress("copied", row)
-    if row != len(keep_N):
-        raise error("file_changed", path=str(opened[0].path))
-
-
-def _with(line: bytes, extra: dict[str, Any]) -> bytes:
-    """A JSON object's line with further fields; the rest stays, byte for byte."""
-    body = line.rstrip()
-    added = json.dumps({name: value if isinstance(value, str) else float(value) for name, value in extra.items()})
-    comma = b"" if body[:-1].rstrip() == b"{" else b", "
-    return body[:-1] + comma + added[1:].encode() + line[len(body) :]

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from grpokit._native import read_lines
+from grpokit.child import tell
 from grpokit.errors import error
+
+from .ahead import ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +26,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from grpokit.errors import GrpokitError
+
 BLOCK = 1 << 22
 BOM = b"\xef\xbb\xbf"
+# What JSON calls white space, and so what a blank line may have.
+BLANK = b" \t\r\n"
 CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -34,6 +42,7 @@ def codec_of(start: bytes) -> str | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
+    tell("reading", path)
     try:
         with path.open("rb") as file:
             codec = codec_of(file.read(4))
@@ -61,41 +70,52 @@ class JsonLinesInput:
     ------
     FileError
         `file_unreadable`.
+    InputError
+        `bad_line`, `line_too_long`.
     """
 
-    def __init__(self, path: Path, *, max_line: int = 1 << 28) -> None:
+    def __init__(self, path: Path, *, max_line: int = 1 << 27) -> None:
         self.path, self.max_line = path, max_line
         first = next(self.lines(), None)
-        self.fields: list[str] = []
-        if first is not None:
-            number, line = first
-            self.fields = list(self._record(number, line))
+        if first is None:
+            raise error("file_unreadable", path=str(path), reason="it has no lines")
+        number, line = first
+        if read_lines(line, [])[2]:
+            raise self._broken(number, line)
+        try:
+            # Numbers are not looked at, so none is too long.
+            self.fields = list(json.loads(line, parse_int=lambda _digits: 0))
+        except RecursionError:
+            raise self._broken(number, line) from None
 
-    def blocks(self) -> Iterator[tuple[int, bytes]]:
-        """The file in pieces that end with a line, and the number of each one's first line, from 1."""
-        number, rest = 1, b""
+    def blocks(self) -> Iterator[bytes]:
+        """The file in pieces that end with a line."""
+        rest: list[bytes] = []
+        size = at = 0
         with _opened(self.path) as file:
-            while block := file.read(BLOCK):
-                if number == 1 and not rest and block.startswith(BOM):
-                    block = block[len(BOM) :]
+            first = file.read(BLOCK).removeprefix(BOM)
+            for block in chain([first], iter(lambda: file.read(BLOCK), b"")):
                 end = block.rfind(b"\n") + 1
                 if end:
-                    piece = rest + block[:end]
-                    yield number, piece
-                    number, rest = number + piece.count(b"\n"), block[end:]
-                else:
-                    rest += block
-                if len(rest) > self.max_line:
-                    raise error("line_too_long", path=str(self.path), line=number, limit=self.max_line)
-            if rest:
-                yield number, rest
+                    yield b"".join([*rest, memoryview(block)[:end]])
+                    rest, size, at = [], 0, at + 1
+                rest.append(block[end:])
+                size += len(rest[-1])
+                if size > self.max_line:
+                    line = 1 + sum(before.count(b"\n") for before in islice(self.blocks(), at))
+                    raise error("line_too_long", path=str(self.path), line=line, limit=self.max_line)
+            if size:
+                yield b"".join(rest)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Each line that is not blank, with its end, and its number, from 1."""
-        for start, block in self.blocks():
-            for at, line in enumerate(block.split(b"\n")):
-                if line.strip():
-                    yield start + at, line + b"\n"
+        start = 1
+        for block in self.blocks():
+            lines = block.split(b"\n")
+            for at, line in enumerate(lines if block.strip(BLANK) else (), start):
+                if line.strip(BLANK):
+                    yield at, line + b"\n"
+            start += len(lines) - 1
 
     def read(
         self, fields: Sequence[str], objects: Sequence[str] = ()
@@ -104,65 +124,76 @@ class JsonLinesInput:
 
         The other fields are not decoded.
         """
-        kinds: dict[str, str] = {}
+        classes: dict[str, str] = {}
         rows = 0
-        for start, block in self.blocks():
+        for at, block in enumerate(ahead(self.blocks())):
             count, found, broken = read_lines(block, [*fields, *objects])
-            values: dict[str, list[Any]] = {}
             if broken:
-                # NaN and Infinity are no JSON, and Python writes them; the rest is an error that says what is wrong.
-                records = [self._record(start + at, line) for at, line in enumerate(block.split(b"\n")) if line.strip()]
-                columns = {name: _listed(name, [record.get(name) for record in records]) for name in fields}
-                values = {name: [record.get(name) for record in records] for name in objects}
-                count = len(records)
-            else:
-                columns = {name: _column(name, count, field) for name, field in zip(fields, found, strict=False)}
-                values = {name: _objects(field) for name, field in zip(objects, found[len(fields) :], strict=True)}
+                start = 1 + sum(before.count(b"\n") for before in islice(self.blocks(), at))
+                lines = enumerate(block.split(b"\n"), start)
+                raise next(self._broken(*line) for line in lines if read_lines(line[1], [*fields, *objects])[2])
             if count:
-                yield pa.table({name: _checked(name, column, kinds, rows) for name, column in columns.items()}), values
+                columns = zip(fields, found[: len(fields)], strict=True)
+                table = pa.table({name: _column(name, field, classes, rows) for name, field in columns})
+                others = zip(objects, found[len(fields) :], strict=True)
+                yield table, {name: _objects(name, field, rows) for name, field in others}
             rows += count
 
-    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+    def _broken(self, number: int, line: bytes) -> GrpokitError:
+        """What is wrong with a line that cannot be read."""
+        text, reason = line.strip(BLANK), "it has half of a surrogate pair, which is no text"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as problem:
+            record = json.loads(text.decode(), parse_int=lambda _digits: 0)
+            if not isinstance(record, dict):
+                reason = f"it holds {type(record).__name__}, not an object"
+        except UnicodeDecodeError as problem:
+            reason = f"byte {problem.start + 1} is not UTF-8"
+        except RecursionError:
+            reason = "it is nested too deeply"
+        except ValueError as problem:
             reason = f"it is no JSON ({problem})"
-            raise error("bad_line", path=str(self.path), line=number, reason=reason) from None
-        if not isinstance(record, dict):
-            reason = f"it holds {type(record).__name__}, not an object"
-            raise error("bad_line", path=str(self.path), line=number, reason=reason)
-        return record
+        if text.startswith(b"["):
+            reason += "; jq -c '.[]' makes lines of an array"
+        elif text == b"{":
+            reason += "; jq -c . puts an object on one line"
+        elif b"\r" in text:
+            reason += "; lines end with \\n or \\r\\n, not with \\r alone"
+        return error("bad_line", path=str(self.path), line=number, reason=reason)
 
 
-Column = tuple[pa.Array, "NDArray[np.uint8]"]
+Field = tuple["NDArray[np.uint8]", "NDArray[np.int64]", "NDArray[np.float64]", bytes, "NDArray[np.int64]"]
 NULL, BOOL, INTEGER, FLOAT, TEXT, OTHER = range(6)
-CLASS = {BOOL: "a number", INTEGER: "a number", FLOAT: "a number", TEXT: "text", OTHER: "a list or an object"}
+CLASS = {BOOL: "true or false", INTEGER: "a number", FLOAT: "a number", TEXT: "text", OTHER: "a list or an object"}
 
 
-def _column(name: str, count: int, field: Any) -> Column:
-    """A field as an Arrow array, and the kind of each value."""
+def _column(name: str, field: Field, classes: dict[str, str], start: int) -> pa.Array:
+    """A field as an Arrow array, where all values so far are of one class; else an error that names the row."""
     kinds, integers, numbers, text, ends = field
+    starts = np.concatenate([np.zeros(1, np.int64), ends])
+    absent, other = kinds == NULL, np.flatnonzero(kinds == OTHER)
+    for at in other.tolist():
+        if text[starts[at]] not in b"[{":
+            given = "a whole number beyond 64 bits"
+            raise error("column_type", column=name, given=given, expected="numbers that fit, or text", row=start + at)
     some = set(np.unique(kinds).tolist()) - {NULL}
-    absent = kinds == NULL
+    for kind in sorted(some, key=lambda kind: int((kinds == kind).argmax())):
+        first = classes.setdefault(name, CLASS[kind])
+        if CLASS[kind] != first:
+            given, row = f"{CLASS[kind]} after {first}", start + int((kinds == kind).argmax())
+            raise error("column_type", column=name, given=given, expected="one type in all rows", row=row)
     if some == {INTEGER}:
-        return pa.array(integers, mask=absent), kinds
+        return pa.array(integers, mask=absent)
     if some == {BOOL}:
-        return pa.array(numbers == 1, mask=absent), kinds
-    if some and some <= {BOOL, INTEGER, FLOAT}:
-        return pa.array(numbers, mask=absent), kinds
+        return pa.array(numbers == 1, mask=absent)
     if some == {TEXT}:
         valid = pa.array(~absent).buffers()[1] if absent.any() else None
-        offsets = np.concatenate([np.zeros(1, np.int64), ends])
-        buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(text)]
-        return pa.Array.from_buffers(pa.large_string(), count, buffers), kinds
+        return pa.Array.from_buffers(pa.large_string(), len(kinds), [valid, pa.py_buffer(starts), pa.py_buffer(text)])
     if some == {OTHER}:
-        starts = [0, *ends.tolist()]
-        values = [json.loads(text[starts[i] : starts[i + 1]]) if kinds[i] else None for i in range(count)]
-        return _arrow(name, values), kinds
-    return pa.nulls(count), kinds
+        return _nested(name, [text[starts[i] : starts[i + 1]] if kinds[i] else None for i in range(len(kinds))])
+    return pa.array(numbers, mask=absent) if some else pa.nulls(len(kinds))
 
 
-def _objects(field: Any) -> list[Any]:
+def _objects(name: str, field: Field, start: int) -> list[Any]:
     """A field as Python objects."""
     kinds, integers, numbers, text, ends = field
     starts = [0, *ends.tolist()]
@@ -174,37 +205,18 @@ def _objects(field: Any) -> list[Any]:
         TEXT: lambda row: text[starts[row] : starts[row + 1]].decode(),
         OTHER: lambda row: json.loads(text[starts[row] : starts[row + 1]]),
     }
-    return [read[kind](row) for row, kind in enumerate(kinds.tolist())]
-
-
-def _listed(name: str, values: list[Any]) -> Column:
-    """The same of Python objects."""
-    of = {bool: BOOL, int: INTEGER, float: FLOAT, str: TEXT, type(None): NULL}
-    kinds = np.array([of.get(type(value), OTHER) for value in values], np.uint8)
-    some = set(np.unique(kinds).tolist()) - {NULL}
-    if FLOAT in some and some <= {BOOL, INTEGER, FLOAT}:
-        values = [None if value is None else float(value) for value in values]
-        return pa.array(values, pa.float64()), kinds
-    if len({CLASS[kind] for kind in some}) > 1:
-        return pa.nulls(len(values)), kinds
-    return pa.array(values, pa.large_string()) if some == {TEXT} else _arrow(name, values), kinds
-
-
-def _arrow(name: str, values: list[Any]) -> pa.Array:
     try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError) as problem:
+        return [read[kind](row) for row, kind in enumerate(kinds.tolist())]
+    except (RecursionError, ValueError) as problem:
+        row = next(row for row in range(len(kinds)) if kinds[row] == OTHER)
+        given = f"what Python cannot read ({str(problem).splitlines()[0]})"
+        raise error("column_type", column=name, given=given, expected="values that fit", row=start + row) from None
+
+
+def _nested(name: str, values: list[bytes | None]) -> pa.Array:
+    """Lists and objects, as they are written, as an Arrow array."""
+    try:
+        return pa.array([None if value is None else json.loads(value) for value in values])
+    except (pa.ArrowException, OverflowError, RecursionError, ValueError) as problem:
         given = f"what Arrow cannot hold ({str(problem).splitlines()[0]})"
         raise error("column_type", column=name, given=given, expected="numbers, text, or lists of these") from None
-
-
-def _checked(name: str, column: Column, classes: dict[str, str], start: int) -> pa.Array:
-    """The array, where all values so far are of one class; else an error that names the row."""
-    array, kinds = column
-    for kind in np.unique(kinds[kinds != NULL]).tolist():
-        first = classes.setdefault(name, CLASS[int(kinds[kinds != NULL][0])])
-        if CLASS[kind] != first:
-            row = start + int((kinds == kind).argmax())
-            given = f"{CLASS[kind]} after {first}"
-            raise error("column_type", column=name, given=given, expected="one type in all rows", row=row)
-    return array

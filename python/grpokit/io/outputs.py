@@ -11,6 +11,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+from grpokit.child import tell
 from grpokit.errors import GrpokitError, error
 
 if TYPE_CHECKING:
@@ -35,13 +36,16 @@ def whole(paths: list[Path], *, overwrite: bool) -> Iterator[list[Path]]:
         `file_exists`, `file_unwritable`: before anything is written, or in its place nothing is left behind.
     """
     for path in paths:
-        if path.is_dir():
-            raise error("file_unwritable", path=str(path), reason="it is a directory")
-        if path.exists() and not overwrite:
-            raise error("file_exists", path=str(path))
-        if not path.parent.is_dir():
-            raise error("file_unwritable", path=str(path), reason=f"there is no directory {path.parent}")
-    places = [path.with_name(f".{path.name}.{secrets.token_hex(4)}.part") for path in paths]
+        try:
+            _check(path, overwrite=overwrite)
+        except OSError as problem:
+            if isinstance(problem, GrpokitError):
+                raise
+            raise error("file_unwritable", path=str(path), reason=problem.strerror or str(problem)) from None
+    # A name may have 255 bytes.
+    places = [path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part") for path in paths]
+    for place in places:
+        tell("begun", place)
     try:
         yield places
         for place in places:
@@ -63,7 +67,19 @@ def whole(paths: list[Path], *, overwrite: bool) -> Iterator[list[Path]]:
         raise error("file_unwritable", path=str(paths[0]), reason=problem.strerror or str(problem)) from None
     finally:
         for place in places:
-            place.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
+
+
+def _check(path: Path, *, overwrite: bool) -> None:
+    if path.is_dir():
+        raise error("file_unwritable", path=str(path), reason="it is a directory")
+    if path.exists() and not overwrite:
+        raise error("file_exists", path=str(path))
+    if path.exists() and not path.is_file():
+        raise error("file_unwritable", path=str(path), reason="it is a device or a pipe, which cannot be replaced")
+    if not path.parent.is_dir():
+        raise error("file_unwritable", path=str(path), reason=f"there is no directory {path.parent}")
 
 
 def _flush(path: Path) -> None:
@@ -76,4 +92,6 @@ def _flush(path: Path) -> None:
 
 def same_file(a: Path, b: Path) -> bool:
     """Whether two paths lead to one file."""
-    return a.exists() and b.exists() and a.samefile(b)
+    with contextlib.suppress(OSError):
+        return a.samefile(b)
+    return False

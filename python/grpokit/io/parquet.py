@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grpokit.child import tell
 from grpokit.errors import error
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ BATCH = 1 << 16
 # Copies hold all columns, text among them.
 COPIED = 1 << 14
 MAGIC = b"PAR1"
+# The decoder takes a column that ends early for the end of the file.
+ROWS = "it has other numbers of rows than it says"
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    tell("reading", path)
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as problem:
@@ -52,23 +56,31 @@ class ParquetInput:
     def __init__(self, path: Path) -> None:
         self.path = path
         with _reading(path):
-            self.file = pq.ParquetFile(path)
+            # Only what has checksums pays for them.
+            self.file = pq.ParquetFile(path, page_checksum_verification=True)
             self.schema: pa.Schema = self.file.schema_arrow
+            metadata = self.file.metadata
+            self.rows: int = metadata.num_rows
+            if self.rows != sum(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)):
+                raise ValueError(ROWS)
         self.fields: list[str] = self.schema.names
-        self.rows: int = self.file.metadata.num_rows
 
     def read(
         self, columns: Sequence[str], objects: Sequence[str] = ()
     ) -> Iterator[tuple[pa.Table, dict[str, list[Any]]]]:
         """Some columns of all rows, in batches, and others as Python objects; None where there is no such column."""
         there = [name for name in objects if name in self.fields]
+        for name in (*columns, *there):
+            if (count := self.fields.count(name)) > 1:
+                raise error("duplicate_column", column=name, count=count)
+        rows = 0
         with _reading(self.path):
             for batch in self.file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, *there]))):
+                rows += len(batch)
                 values = {name: batch[name].to_pylist() if name in there else [None] * len(batch) for name in objects}
-                yield (
-                    pa.Table.from_batches([batch]).select(list(columns)) if objects else pa.Table.from_batches([batch]),
-                    values,
-                )
+                yield pa.Table.from_batches([batch]).select(list(columns)), values
+            if rows != self.rows:
+                raise ValueError(ROWS)
 
     def kept(self, keep_N: NDArray[np.bool_]) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
         """All columns of the rows that are kept, a row group or less at a time, and their numbers."""
@@ -87,6 +99,8 @@ class ParquetInput:
                             table = pa.Table.from_batches([batch if whole else batch.filter(pa.array(keep))])
                             yield table, row + np.flatnonzero(keep)
                         row += len(batch)
+                    if row != end:
+                        raise ValueError(ROWS)
                 start = end
 
     def compression(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 //! JSON lines: some fields of each line as columns, and the kept lines byte for byte.
 //!
 //! Every line is parsed whole, so that a broken one is found, but only the wanted fields are looked at. A line that is
-//! blank is no line.
+//! blank is no line. NaN, Infinity and -Infinity, which are no JSON and which Python writes, are numbers.
 
 use crate::CoreError;
 use crate::threads::{Context, part_size};
@@ -61,7 +61,7 @@ fn lines(block: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn blank(line: &[u8]) -> bool {
-    line.iter().all(u8::is_ascii_whitespace)
+    line.iter().all(|byte| b" \t\r".contains(byte))
 }
 
 /// Some fields of the lines of a block, which ends with a line.
@@ -108,10 +108,7 @@ fn read_part(block: &[u8], names: &[String]) -> Lines {
         found.count += 1;
         cells.fill(None);
         let text = std::str::from_utf8(line).ok();
-        let fine = text.is_some_and(|text| {
-            let mut parser = serde_json::Deserializer::from_str(text);
-            Wanted { names, cells: &mut cells }.deserialize(&mut parser).is_ok() && parser.end().is_ok()
-        });
+        let fine = text.is_some_and(|text| parse(text, names, &mut cells) || parse_words(text, names, &mut cells));
         let written = fine && found.fields.iter_mut().zip(&cells).all(|(field, cell)| field.push(*cell));
         if !written {
             found.broken = true;
@@ -119,6 +116,56 @@ fn read_part(block: &[u8], names: &[String]) -> Lines {
         }
     }
     found
+}
+
+/// The wanted fields of a line as they are written; false where it is no JSON object.
+fn parse<'a>(line: &'a str, names: &[String], cells: &mut [Option<&'a str>]) -> bool {
+    let mut parser = serde_json::Deserializer::from_str(line);
+    Wanted { names, cells }.deserialize(&mut parser).is_ok() && parser.end().is_ok()
+}
+
+/// The same where NaN and Infinity are numbers: they are parsed as zeros that are as long.
+#[cold]
+fn parse_words<'a>(line: &'a str, names: &[String], cells: &mut [Option<&'a str>]) -> bool {
+    let Some(plain) = without_words(line.as_bytes()).and_then(|plain| String::from_utf8(plain).ok()) else {
+        return false;
+    };
+    let mut found = vec![None; names.len()];
+    let fine = parse(&plain, names, &mut found);
+    for (cell, place) in cells.iter_mut().zip(found) {
+        *cell = place.map(|place: &str| {
+            let start = place.as_ptr().addr() - plain.as_ptr().addr();
+            &line[start..start + place.len()]
+        });
+    }
+    fine
+}
+
+/// A line with zeros in place of NaN and Infinity outside of strings; none where it has neither.
+fn without_words(line: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = line.to_vec();
+    let (mut at, mut quoted, mut some) = (0, false, false);
+    while at < line.len() {
+        let rest = &line[at..];
+        match rest[0] {
+            b'"' => quoted = !quoted,
+            b'\\' if quoted => at += 1,
+            b'N' | b'I' | b'-' if !quoted && (at == 0 || b" \t\r:[,".contains(&line[at - 1])) => {
+                for (word, zero) in
+                    [(&b"NaN"[..], &b"0e0"[..]), (b"Infinity", b"0e000000"), (b"-Infinity", b"-0e000000")]
+                {
+                    let ends = rest.get(word.len()).is_none_or(|after| b" \t\r,]}".contains(after));
+                    if rest.starts_with(word) && ends {
+                        plain[at..at + word.len()].copy_from_slice(zero);
+                        some = true;
+                    }
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    some.then_some(plain)
 }
 
 impl Field {
@@ -140,9 +187,9 @@ impl Field {
                     }
                 }
                 b'[' | b'{' => kind = Kind::Other,
-                _ => match (raw.parse(), raw.parse()) {
-                    (Ok(whole), Ok(value)) => (kind, integer, number) = (Kind::Integer, whole, value),
-                    (Err(_), Ok(value)) if raw.bytes().any(|b| matches!(b, b'.' | b'e' | b'E')) => {
+                _ => match (raw.parse::<i64>(), raw.parse()) {
+                    (Ok(whole), _) => (kind, integer, number) = (Kind::Integer, whole, whole as f64),
+                    (_, Ok(value)) if !raw.bytes().all(|b| b == b'-' || b.is_ascii_digit()) => {
                         (kind, number) = (Kind::Float, value);
                     }
                     _ => kind = Kind::Other,
@@ -249,10 +296,27 @@ mod tests {
     }
 
     #[test]
+    fn words_of_python_are_numbers() {
+        let found = of("{\"NaN, \\\" NaN\": [Infinity], \"a\": NaN, \"b\": [NaN ,1]}\n\
+             {\"a\":Infinity,\"b\":-Infinity}\n{\"a\": -0, \"b\": \"NaN\"}");
+        assert!(!found.broken);
+        assert!(found.fields[0].numbers[0].is_nan());
+        assert_eq!(found.fields[0].numbers[1..], [f64::INFINITY, 0.0]);
+        assert_eq!(found.fields[0].kinds, [Kind::Float, Kind::Float, Kind::Integer].map(|kind| kind as u8));
+        assert_eq!(found.fields[1].numbers[1], f64::NEG_INFINITY);
+        assert_eq!(found.fields[1].text, b"[NaN ,1]NaN");
+    }
+
+    #[test]
     fn broken_lines_are_found_wherever_they_break() {
         for bad in [
             "{\"a\": 1",
-            "{\"a\": NaN}",
+            "{\"a\": 1NaN}",
+            "{\"a\": NaN5}",
+            "{\"a\": -NaN}",
+            "{\"a\": +Infinity}",
+            "{NaN: 1}",
+            "NaN",
             "[1]",
             "{\"a\": 1} x",
             "{\"z\": [1,,2]}",
