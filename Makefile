@@ -6,6 +6,7 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name 'Cargo.tom
 # Nothing is looked up on the network and nothing reports home.
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
+export RAY_USAGE_STATS_ENABLED = 0
 
 .PHONY: help setup train test test-rust test-python test-slow bench format clean
 

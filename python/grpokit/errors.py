@@ -332,7 +332,7 @@ KINDS: dict[str, Kind] = {
     ),
     "column_exists": Kind(
         InputError,
-        "{path} has a column {column!r} already. Write ours under another name: --column {word}=NAME.",
+        "{path} has a column {column!r} already. {remedy}",
     ),
     "bad_line": Kind(
         InputError,
@@ -355,6 +355,34 @@ KINDS: dict[str, Kind] = {
         InputError,
         "group {group!r} has {rows:,} rows or more, beyond --max-group-rows {limit:,}. Is this column the id of the "
         "prompt? Raise the limit if it is.",
+    ),
+    "missing_engine": Kind(
+        InputError,
+        "{what} needs {package}, which is not installed. Run: pip install '{install}'.",
+    ),
+    "needs_whole_batch": Kind(
+        InputError,
+        "{stage} looks at a whole batch, and the workers see parts of the table. Add a `step` column, so that a batch "
+        "is the rows of one step, take the stage out of the recipe, or use grpokit.process on the whole table.",
+    ),
+    "split_group": Kind(
+        StateError,
+        "a block has {rows} rows of groups such as {group!r}, of which {expected} were sent: the rows of a group came "
+        "in several blocks, and no mean of a part is taken. Use another num_blocks or the default shuffle strategy of "
+        "Ray, and see that what comes before the filter gives the same rows when a task is run again.",
+    ),
+    "in_block": Kind(
+        InputError,
+        "{problem} (Row numbers are counted within a block of {rows} rows, whose first group is {group!r}.)",
+    ),
+    "group_returns": Kind(
+        InputError,
+        "group {group!r} comes back after other groups: its rows do not lie together, or a batch has cut it. {remedy}",
+    ),
+    "not_in_order": Kind(
+        StateError,
+        "the batches begin at row {given}, and row {expected} is next: whole groups can be checked in one process that "
+        "sees all rows. Call map(..., batched=True, with_indices=True) without num_proc, sharding or shuffling.",
     ),
     "missing_extra": Kind(
         InputError,

@@ -69,7 +69,8 @@ def copy(
     for name, column in added.items():
         for file in opened:
             if name in file.fields:
-                raise error("column_exists", column=name, path=str(file.path), word=column.word)
+                remedy = f"Write ours under another name: --column {column.word}=NAME."
+                raise error("column_exists", column=name, path=str(file.path), remedy=remedy)
     (_copy_parquet if isinstance(opened[0], ParquetInput) else _copy_lines)(opened, place, keep_N, added, progress)
 
 

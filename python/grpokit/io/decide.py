@@ -22,7 +22,7 @@ from grpokit.processed import name_of
 from grpokit.rollouts import group, process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,11 +32,22 @@ if TYPE_CHECKING:
     from grpokit.processed import Processed
 
 
-WORDS = np.array(["", *(name_of(1 << bit) for bit in range(32))], object)
+WORDS = np.array([None, *(name_of(1 << bit) for bit in range(32))], object)
+OPTIONAL = ("gate", "step", "rollout_id", "turn_idx", "source")
 
 
 class NotContiguousError(Exception):
-    """A group came back after another had begun."""
+    """A group came back after another had begun.
+
+    Attributes
+    ----------
+    group : object
+        The last column of its key.
+    """
+
+    def __init__(self, group: object) -> None:
+        super().__init__(group)
+        self.group = group
 
 
 @dataclass
@@ -72,8 +83,7 @@ class Verdicts:
 
     def add(self, out: Processed, start: int, *, advantages: bool) -> None:
         """Takes the verdicts on the next rows, of which the first has that number."""
-        # The exponent of a power of two, plus 1; a byte a row, since a file may have many.
-        self.reasons.append(np.frexp(out.first_reason)[1].astype(np.uint8))
+        self.reasons.append(codes_of(out.first_reason))
         if advantages:
             self.values.append(out.advantages)
         _add(self.counts, out.counts)
@@ -181,29 +191,106 @@ class Decider:
         NotContiguousError
             They do not.
         """
-        verdicts, seen, start = Verdicts(), Seen(), 0
-        carry: pa.Table | None = None
-        for table in tables:
-            joined = table if carry is None else _joined([carry, table])
-            carry = joined
-            if not len(joined):
-                continue
-            keys = [joined[name] for name in self.key]
-            groups = self._group(keys, start)
-            if (np.diff(groups.codes.astype(np.int64)) < 0).any():
-                raise NotContiguousError
-            cut = int(groups.first[-1])
-            if len(joined) - cut > self.max_group_rows:
-                given = take(ArrowColumn(keys[-1]), groups.first[-1:])[0]
-                raise error("group_too_large", group=given, rows=len(joined) - cut, limit=self.max_group_rows)
-            if cut:
-                _new(seen, keys, groups.first[:-1])
-                self._process(joined.slice(0, cut), start, verdicts)
-                carry, start = joined.slice(cut), start + cut
-        if carry is not None and len(carry):
-            _new(seen, [carry[name] for name in self.key], np.zeros(1, np.int64))
-            self._process(carry, start, verdicts)
+        verdicts, start = Verdicts(), 0
+        for table in whole_groups(tables, self.key, self.max_group_rows, self._group):
+            self._process(table, start, verdicts)
+            start += len(table)
         return verdicts
+
+
+def columns_of(
+    fields: Iterable[str], recipe: Recipe, columns: Mapping[str, Any], version: int | None
+) -> dict[str, Any]:
+    """The tables' names by grpokit's of the columns that decide: the needed ones, and the optional ones that are there.
+
+    Whether the needed ones are there is what `process` says.
+    """
+    stages = (*recipe.shape, *recipe.select, recipe.advantage)
+    needed = dict.fromkeys(["group_id", "reward", *(name for stage in stages for name in sorted(stage.reads))])
+    needed.pop("version", None)
+    if version is not None and "version_max" not in needed:
+        needed["version_min"] = None
+    there = set(fields)
+    words = [*needed, *columns, *(word for word in OPTIONAL if word in there)]
+    return {word: columns.get(word, word) for word in dict.fromkeys(words)}
+
+
+def listed(theirs: str | Sequence[str]) -> list[str]:
+    """The names of one column of grpokit's."""
+    return [theirs] if isinstance(theirs, str) else list(theirs)
+
+
+def key_of(names: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that make the key of a group."""
+    return tuple(name for word in ("step", "group_id") if word in names for name in listed(names[word]))
+
+
+def together(recipe: Recipe, names: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns whose equal rows must be decided on together: a group's key, or the step.
+
+    Raises
+    ------
+    InputError
+        `needs_whole_batch`: a stage looks at a whole batch, and there is no `step`.
+    """
+    stages = (*recipe.shape, *recipe.select, recipe.advantage)
+    wide = next((stage for stage in stages if stage.scope == "batch"), None)
+    if wide is None:
+        return key_of(names)
+    if "step" not in names:
+        raise error("needs_whole_batch", stage=type(wide).__name__)
+    return tuple(listed(names["step"]))
+
+
+def codes_of(reasons_N: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """The numbers of first reasons in `WORDS`: 0, or that of the bit plus 1."""
+    # The exponent of a power of two, plus 1; a byte a row, since a file may have many.
+    return np.frexp(reasons_N)[1].astype(np.uint8)
+
+
+def words(reasons_N: NDArray[np.uint32]) -> NDArray[Any]:
+    """The names of first reasons; None where a row is kept."""
+    named: NDArray[Any] = WORDS[codes_of(reasons_N)]
+    return named
+
+
+def whole_groups(
+    tables: Iterable[pa.Table],
+    key: tuple[str, ...],
+    max_group_rows: int,
+    grouped: Callable[[list[pa.ChunkedArray], int], Groups] = lambda ids, _start: group(*ids),
+) -> Iterator[pa.Table]:
+    """The same rows in tables of whole groups, where rows of a group lie together.
+
+    Raises
+    ------
+    NotContiguousError
+        They do not.
+    InputError
+        `group_too_large`.
+    """
+    seen, carry, start = Seen(), None, 0
+    for table in tables:
+        joined = table if carry is None else _joined([carry, table])
+        carry = joined
+        if not len(joined):
+            continue
+        ids = [joined[name] for name in key]
+        groups = grouped(ids, start)
+        back = np.flatnonzero(np.diff(groups.codes.astype(np.int64)) < 0)
+        if len(back):
+            raise NotContiguousError(ids[-1][int(back[0]) + 1].as_py())
+        cut = int(groups.first[-1])
+        if len(joined) - cut > max_group_rows:
+            given = ids[-1][cut].as_py()
+            raise error("group_too_large", group=given, rows=len(joined) - cut, limit=max_group_rows)
+        if cut:
+            _new(seen, ids, groups.first[:-1])
+            yield joined.slice(0, cut)
+            carry, start = joined.slice(cut), start + cut
+    if carry is not None and len(carry):
+        _new(seen, [carry[name] for name in key], np.zeros(1, np.int64))
+        yield carry
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:
@@ -218,12 +305,19 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
         raise
 
 
-def _new(seen: Seen, keys: list[pa.ChunkedArray], first_G: NDArray[np.int64]) -> None:
+def _new(seen: Seen, ids: list[pa.ChunkedArray], first_G: NDArray[np.int64]) -> None:
     """Notes the groups, by the rows at which they begin."""
-    columns = [take(ArrowColumn(key), first_G) for key in keys]
-    hashes = np.fromiter(map(hash, zip(*columns, strict=True)), np.int64, len(first_G))
-    if seen.add(hashes) is not None:
-        raise NotContiguousError
+    columns = [take(ArrowColumn(column), first_G) for column in ids]
+    known = seen.add(hashes(columns))
+    if known is not None:
+        raise NotContiguousError(columns[-1][known])
+
+
+def hashes(columns: list[list[Any]]) -> NDArray[np.int64]:
+    """One hash of each key, good within a process; columns of Python's integers, strings or bytes."""
+    # Of integers Python's hash is not one to one: -1 and -2 have the same.
+    distinct = [list(map(str, column)) if column and isinstance(column[0], int) else column for column in columns]
+    return np.fromiter(map(hash, zip(*distinct, strict=True)), np.int64, len(columns[0]))
 
 
 def _shifted(problem: GrpokitError, start: int) -> GrpokitError:

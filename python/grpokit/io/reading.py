@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from grpokit.errors import GrpokitError, error, nearest
 
+from .decide import OPTIONAL, key_of, listed
 from .formats import BY_NAME, FORMATS, Format
 from .parquet import ParquetInput
 from .rules import Rule, UnmeantError, scored, weighted
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     Names = str | Sequence[str]
 
-OPTIONAL = ("gate", "step", "rollout_id", "turn_idx", "source")
 TRL_OWN = ("step", "prompt", "completion", "advantage")
 
 
@@ -52,7 +52,7 @@ class Reading:
     @property
     def key(self) -> tuple[str, ...]:
         """The columns that make the key of a group."""
-        return tuple(name for word in ("step", "group_id") if word in self.names for name in listed(self.names[word]))
+        return key_of(self.names)
 
     @property
     def used(self) -> list[str]:
@@ -291,11 +291,6 @@ class _Finder:
             names = ", ".join(map(repr, functions)) or "none"
             raise error("choose_reward", path=str(self.opened[0].path), names=names)
         return self._weighted({functions[0]: 1.0})
-
-
-def listed(theirs: Names) -> list[str]:
-    """One name or several, as a list."""
-    return [theirs] if isinstance(theirs, str) else list(theirs)
 
 
 def in_words(theirs: Names) -> str:
