@@ -108,11 +108,16 @@ class Verdicts:
 
     @property
     def codes(self) -> NDArray[np.uint8]:
-        return np.concatenate(self.reasons) if self.reasons else np.zeros(0, np.uint8)
+        # In place of its parts, so that it is held once.
+        self.reasons = (
+            [np.concatenate([np.zeros(0, np.uint8), *self.reasons])] if len(self.reasons) != 1 else self.reasons
+        )
+        return self.reasons[0]
 
     @property
     def advantages(self) -> NDArray[np.float64]:
-        return np.concatenate(self.values) if self.values else np.zeros(0)
+        self.values = [np.concatenate([np.zeros(0), *self.values])] if len(self.values) != 1 else self.values
+        return self.values[0]
 
 
 def _add(total: dict[str, int], counts: dict[str, int]) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from grpokit.errors import GrpokitError, error, nearest
 
+from .ahead import ahead
 from .decide import OPTIONAL, key_of, listed
 from .formats import BY_NAME, FORMATS, Format
 from .parquet import ParquetInput
@@ -76,7 +77,7 @@ class Reading:
         for file in opened:
             before = rows
             try:
-                for table, values in file.read(plain, objects):
+                for table, values in ahead(file.read(plain, objects)):
                     count = len(next(iter(values.values()))) if values else len(table)
                     self._refuse_nested(table, rows - before)
                     yield self._completed(table, values, count, rows, rows - before)
