@@ -1,6 +1,7 @@
 # The two commands are `make train` and `make test`; everything that they need is installed into .venv by tools/setup.sh.
 PYTHON ?= python3
 DISK_GIB ?= 9
+SECONDS ?= 600
 BIN := .venv/bin
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name 'Cargo.toml')
 # Nothing is looked up on the network and nothing reports home.
@@ -8,13 +9,14 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow bench format clean
+.PHONY: help setup train test test-rust test-python test-slow bench fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
 	@echo "make test       everything that a contributor runs before a change (at most 15 minutes)"
 	@echo "make test-slow  the slow and heavy checks (at most 45 minutes)"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
+	@echo "make fuzz       looks for inputs that break the readers of ids, records, snapshots and JSON lines (SECONDS=600 each)"
 	@echo "make format     formats Rust and Python"
 	@echo "make clean      removes what make has built"
 
@@ -53,9 +55,20 @@ bench: setup
 	cargo build --quiet --release --package grpokit-core --example group_path
 	for name in group_path rows packing attempts ledger; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
 
+# libFuzzer and the address sanitizer need a compiler of tomorrow, or one that believes to be.
+fuzz: setup
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .fuzz -r fuzz/requirements.txt
+	for name in ids records snapshots; do mkdir -p fuzz/corpus/$$name; \
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz $$name fuzz/corpus/$$name fuzz/seeds/$$name -- \
+	-max_total_time=$(SECONDS) -rss_limit_mb=1024 -malloc_limit_mb=128 -print_final_stats=1 || exit 1; done
+	mkdir -p fuzz/corpus/jsonl fuzz/artifacts/jsonl
+	PYTHONPATH=.fuzz $(BIN)/python -m fuzz.jsonl fuzz/corpus/jsonl fuzz/seeds/jsonl -max_total_time=$(SECONDS) \
+	-max_len=2048 -artifact_prefix=fuzz/artifacts/jsonl/ -print_final_stats=1
+
 format:
 	cargo fmt --all
 	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .bench target dist python/grpokit/_native*.so
+	rm -rf .venv .bench .fuzz fuzz/target target dist python/grpokit/_native*.so
