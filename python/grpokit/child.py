@@ -40,8 +40,10 @@ def in_child() -> int | None:
         `reader_died`, in the parent: a signal has ended the child.
     """
     passed = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _heeded(number)]
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # There is none where it was closed.
+        if stream is not None:
+            stream.flush()
     parent = os.getpid()
     reading, writing = os.pipe()
     # No signal comes between the fork and the handlers.

@@ -76,7 +76,7 @@ def check(path, content):
     else:
         if wanted is not None:
             assert wanted[0] <= {"column_type"}, wanted
-            rows = [row for table in tables for row in table.to_pylist()]
+            rows = [row for table, _ in tables for row in table.to_pylist()]
             assert len(rows) == len(wanted[1])
             if not wanted[0]:
                 for row, found in zip(rows, wanted[1], strict=True):

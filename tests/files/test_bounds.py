@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import grpokit as gk
-from grpokit.cli import _standard_output
 from grpokit.io import filter_files
+from grpokit.output import standard_output
 from tests.files.test_files import rows, write
 
 COMMAND = [sys.executable, "-m", "grpokit", "filter"]
@@ -96,6 +96,16 @@ def test_a_line_of_many_bytes(tmp_path, size):
     assert memory < 700 * MEBIBYTE
 
 
+@pytest.mark.slow
+def test_a_hundred_thousand_columns(tmp_path):
+    names = [*(f"c{i}" for i in range(10**5 - 2)), "group_id", "reward"]
+    pq.write_table(pa.table([[1]] * 10**5, names), tmp_path / "in.parquet")
+    code, said, memory = run(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet")
+    assert (code, said) == (0, "")
+    assert pq.ParquetFile(tmp_path / "out.parquet").schema_arrow.names == names
+    assert memory < 1500 * MEBIBYTE
+
+
 def weak():
     """What starts a command that may not read everything, where this one may."""
     if os.getuid():
@@ -163,13 +173,13 @@ def test_the_kind_of_the_error(monkeypatch):
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr("sys.stdout", full)
         full.write("x")
-        with pytest.raises(gk.FileError) as caught, _standard_output():
+        with pytest.raises(gk.FileError) as caught, standard_output():
             pass
     assert caught.value.kind == "output_unwritable"
 
 
 @pytest.mark.parametrize("more", [["-o", "-"], ["--dry-run"], ["--dry-run", "--json"]])
-def test_a_full_device_for_standard_output(tmp_path, more):
+def test_a_full_device_forstandard_output(tmp_path, more):
     path = write(tmp_path / "in.jsonl", rows())
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*COMMAND, str(path), *more], stdout=full, stderr=subprocess.PIPE, text=True)
@@ -199,6 +209,14 @@ def test_a_file_that_changes_between_the_readings(tmp_path, suffix, change):
         filter_files(path, target, gk.recipe("rloo"), progress=meddle)
     assert caught.value.kind in ("file_unreadable", "file_changed")
     assert [file.name for file in tmp_path.iterdir()] == ([path.name] if change == "cut" else [])
+
+
+def test_streams_that_are_closed(tmp_path):
+    path = write(tmp_path / "in.jsonl", rows())
+    command = " ".join([*COMMAND, str(path), "--dry-run"])
+    assert subprocess.run(f"{command} >&- 2>&- <&-", shell=True).returncode == 0
+    done = subprocess.run(f"{' '.join(COMMAND)} - --dry-run <&-", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "grpokit: standard input cannot be read: it is closed.\n")
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):

@@ -1,5 +1,6 @@
 """Bad files are errors that say what is wrong, and nothing is written; what only looks bad is read."""
 
+import json
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 from grpokit.cli import main
 from grpokit.io import jsonl
 
-from .malformed import JSON_LINES, PARQUET, PLACES
+from .malformed import JSON_LINES, PLACES
+from .malformed_parquet import PARQUET
 
 
 def listing(directory):
@@ -53,12 +55,36 @@ def test_json_lines(name, tmp_path, capsys):
     check((JSON_LINES | PLACES)[name], tmp_path, lambda words: (main(words), capsys.readouterr().err))
 
 
+# Runs the command in one process after another, as the shell does, without importing everything each time.
+SHELL = """
+import json, os, sys
+import grpokit.io
+from grpokit.cli import main
+for line in sys.stdin:
+    words, said = json.loads(line)
+    if (command := os.fork()) == 0:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv[1:] = words
+        sys.exit(main())
+    print(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def shell():
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", SHELL], text=True, **pipes) as running:
+        yield running
+
+
 @pytest.mark.parametrize("name", PARQUET)
-def test_parquet(name, tmp_path):
+def test_parquet(name, tmp_path, tmp_path_factory, shell):
     """In a process of its own, since the decoder may crash."""
+    said = tmp_path_factory.mktemp("said") / "said"
 
     def run(words):
-        done = subprocess.run([sys.executable, "-m", "grpokit", *words], capture_output=True, text=True, timeout=60)
-        return done.returncode, done.stderr
+        print(json.dumps([words, str(said)]), file=shell.stdin, flush=True)
+        return int(shell.stdout.readline()), said.read_text()
 
     check(PARQUET[name], tmp_path, run)

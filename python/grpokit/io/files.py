@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from grpokit.errors import GroupWarning, GrpokitError, error
+from grpokit.parameters import whole as whole_number
 
 from .copying import Added, copy
 from .decide import WORDS, Decider, NotContiguousError, Verdicts
@@ -174,6 +175,9 @@ def filter_files(
     FileError, InputError, InputTypeError
         What cannot be read, meant or written; nothing is written then.
     """
+    if group_size is not None:
+        whole_number("filter_files", "group_size", group_size, at_least=1, at_most=2**31)
+    whole_number("filter_files", "max_group_rows", max_group_rows, at_least=1, at_most=2**62)
     paths, beside = expand(inputs)
     opened = [_open(path) for path in paths]
     kinds = sorted({type(file).__name__ for file in opened})
