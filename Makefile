@@ -53,7 +53,7 @@ test-slow: setup
 bench: setup
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .bench --no-deps -r benches/requirements.txt
 	cargo build --quiet --release --package grpokit-core --example group_path
-	for name in group_path rows packing attempts ledger; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
+	for name in group_path rows packing attempts ledger ray_filter; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
 
 # libFuzzer and the address sanitizer need a compiler of tomorrow, or one that believes to be.
 fuzz: setup

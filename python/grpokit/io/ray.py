@@ -7,7 +7,8 @@ That a block is whole is checked, and never assumed. Each row gets a cell, a num
 of blocks that follows from the row's group alone, and the dataset is shuffled by cells. Before the shuffle the workers
 tell an actor how many rows of each cell they send; a block that has fewer rows of a cell than were sent is an error,
 and nothing is decided on it: Ray may split a large block, and it may hash a value differently on two machines.
-The shuffle begins to give blocks when it has taken all rows, so the numbers are complete when they are read.
+The shuffle begins to give blocks when it has taken all rows, so the numbers are complete when they are read. (Who sets
+``DataContext.max_errored_blocks`` loses the rows of such blocks, and gets no wrong ones.)
 
 Tasks that are run again, since a worker was killed or an object was lost, change nothing: the rows that a task sends
 are counted once, by the number of their first row, which is the same in each attempt; a block that is decided on again
@@ -157,6 +158,7 @@ class _Plan:
 
         Raises what `grpokit.process` raises about a table of such columns.
         """
+        schema = pa.schema([field for field in schema if field.name not in (ROW, CELL, RUN)])
         process(schema.empty_table(), self.recipe, version=self.version, columns=self.columns)
         names = columns_of(schema.names, self.recipe, self.columns or {}, self.version)
         for field in self.added:
@@ -228,7 +230,7 @@ def _hash(group: tuple[Any, ...]) -> int:
 def _decide(plan: _Plan, block: pa.Table) -> pa.Table:
     """The kept rows of a block of whole groups."""
     found = block.drop_columns([CELL, RUN] if plan.ordered else [ROW, CELL, RUN])
-    names, key = plan.columns_of(found.schema)
+    names, key = plan.columns_of(block.schema)
     _check_whole(plan, block, key)
     # Stages see the rows in the order of the dataset, since the first of equal ones is kept.
     order_N = np.argsort(block[ROW].to_numpy())
@@ -239,9 +241,9 @@ def _decide(plan: _Plan, block: pa.Table) -> pa.Table:
     except GrpokitError as problem:
         raise _in_block(problem, table, key) from None
     place_N = np.argsort(order_N)
-    values = {"advantage": out.advantages, "reason": words(out.first_reason)}
     for field in plan.added:
-        found = found.append_column(field, pa.array(values[field.name][place_N], field.type))
+        values = out.advantages if field.name == "advantage" else words(out.first_reason)
+        found = found.append_column(field, pa.array(values[place_N], field.type))
     return found if plan.keep_dropped else found.filter(pa.array(out.keep[place_N]))
 
 

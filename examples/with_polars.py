@@ -1,0 +1,21 @@
+"""polars: the rollouts that are worth training on, with their advantages."""
+
+import polars as pl
+
+import grpokit as gk
+
+pl.DataFrame(
+    {
+        "uid": ["a", "b", "c", "d"] * 3,
+        "score": [1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, None],
+        "response": [f"answer{i}" for i in range(12)],
+        "response_len": [700, 650] * 6,
+    }
+).write_parquet("rollouts.parquet")
+
+rollouts = pl.read_parquet("rollouts.parquet")
+out = gk.process(rollouts, "dapo", max_len=20_480, columns={"group_id": "uid", "reward": "score"})
+kept = rollouts.with_columns(advantage=out.advantages).filter(out.keep)
+kept.write_parquet("kept.parquet")
+print(out)
+print(kept)
