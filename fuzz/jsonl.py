@@ -5,6 +5,7 @@ Run from the top of the project: python -m fuzz.jsonl CORPUS.
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import atheris
@@ -24,5 +25,6 @@ def one_input(data):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()

@@ -246,7 +246,10 @@ def _sources(held: dict[str, Column], fan_out: FanOut | None) -> tuple[Groups, l
         return None
     data = held["source"] if fan_out is None else fan_out.reduce("source", held["source"])
     sources = Groups([keys("source", data)], ["source"])
-    return sources, list(take(data, sources.first))
+    names = list(take(data, sources.first))
+    if any(isinstance(name, list) for name in names):
+        raise error("bad_keys", column="source", given="lists")
+    return sources, names
 
 
 def _reads(recipe: Recipe) -> dict[str, Stage]:

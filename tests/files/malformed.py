@@ -1,8 +1,7 @@
 """Files that cannot be meant, made by script: what each is, and what the message about it must say.
 
 `JSON_LINES` and `PLACES` are name → Case, as `PARQUET` in malformed_parquet is. A case makes files in an empty
-directory and gives what the command is called with; where `kept` is a number the file is fine, and so many rows are
-kept.
+directory and gives what the command is called with; where `kept` is a number the file is fine: so many rows are kept.
 """
 
 import bz2

@@ -180,6 +180,7 @@ typed("reward as times", "reward", pa.array([1] * ROWS, pa.timestamp("us")), "co
 typed("reward as nothing", "reward", pa.nulls(ROWS), kept=0)
 typed("reward as true or false", "reward", [i % 2 == 0 for i in range(ROWS)], kept=ROWS)
 typed("reward NaN", "reward", [float("nan")] * ROWS, "'reward' is NaN or infinite in", "row 0")
+typed("source as lists", "source", [[1]] * ROWS, "column 'source' is lists", "expected ids")
 typed("group_id with a point", "group_id", [0.5] * ROWS, "column 'group_id' holds", "expected integers or strings")
 typed("group_id as lists", "group_id", [[1]] * ROWS, "column 'group_id' is list", "expected ids")
 typed("group_id null once", "group_id", [*range(ROWS - 1), None], "row 39: column 'group_id' is null")
