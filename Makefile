@@ -1,6 +1,6 @@
 # The two commands are `make train` and `make test`; everything that they need is installed into .venv by tools/setup.sh.
 PYTHON ?= python3
-DISK_GIB ?= 9
+DISK_GIB ?= 10
 SECONDS ?= 600
 BIN := .venv/bin
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name 'Cargo.toml')
@@ -53,7 +53,7 @@ test-slow: setup
 bench: setup
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .bench --no-deps -r benches/requirements.txt
 	cargo build --quiet --release --package grpokit-core --example group_path
-	for name in group_path rows packing attempts ledger ray_filter; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
+	for name in group_path rows packing attempts ledger files ray_filter; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
 
 # libFuzzer and the address sanitizer need a compiler of tomorrow, or one that believes to be.
 fuzz: setup

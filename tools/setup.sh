@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-DISK_GIB=${DISK_GIB:-9}
+DISK_GIB=${DISK_GIB:-10}
 UV=0.13.9
 
 fail() {

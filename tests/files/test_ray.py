@@ -6,6 +6,7 @@ import pickle
 import signal
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -197,6 +198,25 @@ def test_killed_workers_change_nothing(shuffle, cluster, tmp_path, monkeypatch):
     for _ in range(2):
         assert sorted(row["at"] for row in found.iter_rows()) == want
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deciding", "sending"]
+
+
+def only_first_half(flag, block):
+    return block.slice(0, len(block) // 2) if Path(flag).exists() else block
+
+
+def test_executions_do_not_count_together(tmp_path):
+    """The same dataset, when what it reads has changed in between."""
+    flag = tmp_path / "half"
+    flag.touch()
+    table = rollouts({"group_id": np.random.default_rng(3).integers(0, 90, 1000)})
+    read = dataset(table, cuts=()).map_batches(
+        partial(only_first_half, str(flag)), batch_format="pyarrow", batch_size=None
+    )
+    found = grpokit.io.ray.filter(read, SIGNAL, num_blocks=2)
+    for rows in (500, 1000):
+        want = np.flatnonzero(gk.process(table.slice(0, rows), SIGNAL).keep).tolist()
+        assert sorted(row["at"] for row in found.iter_rows()) == want
+        flag.unlink(missing_ok=True)
 
 
 def test_what_is_wrong_with_the_data_is_said():
