@@ -139,9 +139,11 @@ def test_errors():
             call(given.rename_column("kind", "reason"), SIGNAL, columns={"group_id": "uid"}, keep_dropped=True)
     with pytest.raises(gk.InputTypeError, match="type DatasetDict; expected a datasets.Dataset"):
         call(hf.DatasetDict({"train": dataset}), SIGNAL)
-    bad = hf.Dataset.from_dict({"group_id": [1, 1, 2, 2], "reward": [0.0, 1.0, 1.0, float("nan")]})
+    rewards = [float(i % 3) for i in range(4000)]
+    rewards[3001] = float("nan")
+    bad = hf.Dataset.from_dict({"group_id": np.arange(4000) // 4, "reward": rewards})
     for given in (bad, bad.to_iterable_dataset()):
-        with pytest.raises(gk.InputError, match=r"'reward' is NaN or infinite in 1 rows"):
+        with pytest.raises(gk.InputError, match=r"'reward' is NaN or infinite in 1 rows, the first: \[3001\]"):
             list(call(given, SIGNAL))
 
 

@@ -14,10 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from grpokit.errors import error
+from grpokit.errors import GrpokitError, error
 from grpokit.rollouts import _resolved, process
 
-from .decide import WORDS, Decider, NotContiguousError, columns_of, key_of, listed, together, whole_groups, words
+from .decide import (
+    WORDS,
+    Decider,
+    NotContiguousError,
+    columns_of,
+    key_of,
+    listed,
+    shifted,
+    together,
+    whole_groups,
+    words,
+)
 
 try:
     import datasets as hf
@@ -109,9 +120,9 @@ def filter(  # noqa: A001 it is what the library calls it as well
     read = list(dict.fromkeys(name for theirs in names.values() for name in listed(theirs)))
     tables = dataset.select_columns(read).with_format("arrow").iter(READ)
     verdicts = Decider(plan.recipe, key_of(names), names, advantages, version).anywhere(tables)
-    found = {"advantage": verdicts.advantages, "reason": WORDS[verdicts.codes]}
     for name, feature in plan.added.items():
-        dataset = dataset.add_column(name, found[name], feature=feature)
+        values = verdicts.advantages if name == "advantage" else WORDS[verdicts.codes]
+        dataset = dataset.add_column(name, values, feature=feature)
     return dataset if keep_dropped else dataset.select(np.flatnonzero(verdicts.codes == 0))
 
 
@@ -149,7 +160,10 @@ def _parts(dataset: Any, plan: _Plan, max_group_rows: int) -> Iterator[tuple[int
     tables, start = dataset.with_format("arrow").iter(STREAMED), 0
     try:
         for part in whole_groups(tables, together(plan.recipe, names), max_group_rows):
-            out = process(part, plan.recipe, version=plan.version, columns=plan.columns)
+            try:
+                out = process(part, plan.recipe, version=plan.version, columns=plan.columns)
+            except GrpokitError as problem:
+                raise shifted(problem, start) from None
             kept = part
             if plan.advantages:
                 kept = kept.append_column("advantage", pa.array(out.advantages))

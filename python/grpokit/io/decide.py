@@ -166,7 +166,7 @@ class Decider:
                 out = process(table, self.recipe, version=self.version, columns=self.names)
             verdicts.add(out, start, advantages=self.advantages)
         except GrpokitError as problem:
-            raise _shifted(problem, start) from None
+            raise shifted(problem, start) from None
 
     def anywhere(self, tables: Iterator[pa.Table]) -> Verdicts:
         """The verdicts where rows of a group may lie apart: all needed columns are held."""
@@ -186,7 +186,7 @@ class Decider:
             # There the columns have numbers.
             names = {f"ids {at}": name for at, name in enumerate(self.key)}
             column = names.get(str(problem.context.get("column")))
-            raise _shifted(problem if column is None else _with(problem, column=column), start) from None
+            raise shifted(problem if column is None else _with(problem, column=column), start) from None
 
     def contiguous(self, tables: Iterator[pa.Table]) -> Verdicts:
         """The verdicts where rows of a group lie together.
@@ -325,7 +325,7 @@ def hashes(columns: list[list[Any]]) -> NDArray[np.int64]:
     return np.fromiter(map(hash, zip(*distinct, strict=True)), np.int64, len(columns[0]))
 
 
-def _shifted(problem: GrpokitError, start: int) -> GrpokitError:
+def shifted(problem: GrpokitError, start: int) -> GrpokitError:
     """The same error with row numbers of the file."""
     context = dict(problem.context)
     for name in ("row", "first"):
