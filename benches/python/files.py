@@ -196,6 +196,8 @@ def start_up(place, report, lines):
 
 
 def main():
+    # An installed package has its byte code.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sizes = [float(x) for x in sys.argv[1:]] or [4, 20]
     about = machine("make bench", ("numpy", "pyarrow", "polars", "duckdb"))
     versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
