@@ -210,14 +210,19 @@ def columns_of(
 
     Whether the needed ones are there is what `process` says.
     """
-    stages = (*recipe.shape, *recipe.select, recipe.advantage)
-    needed = dict.fromkeys(["group_id", "reward", *(name for stage in stages for name in sorted(stage.reads))])
-    needed.pop("version", None)
-    if version is not None and "version_max" not in needed:
-        needed["version_min"] = None
     there = set(fields)
-    words = [*needed, *columns, *(word for word in OPTIONAL if word in there)]
+    words = [*needed(recipe, version), *columns, *(word for word in OPTIONAL if word in there)]
     return {word: columns.get(word, word) for word in dict.fromkeys(words)}
+
+
+def needed(recipe: Recipe, version: int | None) -> list[str]:
+    """The columns of grpokit's without which a recipe cannot decide."""
+    stages = (*recipe.shape, *recipe.select, recipe.advantage)
+    words = dict.fromkeys(["group_id", "reward", *(name for stage in stages for name in sorted(stage.reads))])
+    words.pop("version", None)
+    if version is not None and "version_max" not in words:
+        words["version_min"] = None
+    return list(words)
 
 
 def listed(theirs: str | Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from grpokit.errors import GrpokitError, error, nearest
 
 from .ahead import ahead
-from .decide import OPTIONAL, key_of, listed
+from .decide import OPTIONAL, key_of, listed, needed
 from .formats import BY_NAME, FORMATS, Format
 from .parquet import ParquetInput
 from .rules import Rule, UnmeantError, scored, weighted
@@ -202,8 +202,8 @@ def reading(
     find = _Finder(filled, chosen, columns, reward, group_size)
     names: dict[str, Names] = {}
     rules: dict[str, Rule] = {}
-    for word, needed in _words(recipe, chosen, columns, version).items():
-        theirs = find(word, needed=needed)
+    for word, must in _words(recipe, chosen, columns, version).items():
+        theirs = find(word, needed=must)
         if isinstance(theirs, Rule):
             names[word] = f"{word} of {', '.join(theirs.reads)}"
             rules[str(names[word])] = theirs
@@ -216,13 +216,8 @@ def _words(recipe: Recipe | None, chosen: Format, columns: dict[str, Any], versi
     """The columns of grpokit's to look for, and whether each must be there."""
     if recipe is None:
         return {"group_id": True, "reward": True} | dict.fromkeys((*columns, *chosen.columns), False)
-    needed = {"group_id": True, "reward": True}
-    stages = (*recipe.shape, *recipe.select, recipe.advantage)
-    needed |= {name: True for stage in stages for name in sorted(stage.reads)}
-    needed.pop("version", None)
-    if version is not None and "version_max" not in needed:
-        needed["version_min"] = True
-    return needed | {word: word in columns for word in (*OPTIONAL, *columns) if word not in needed}
+    words = dict.fromkeys(needed(recipe, version), True)
+    return words | {word: word in columns for word in (*OPTIONAL, *columns) if word not in words}
 
 
 class _Finder:
