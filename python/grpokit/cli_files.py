@@ -58,7 +58,13 @@ def add_verbs(verbs: Any) -> None:
         add("--group-size", type=int, metavar="N", help="N rows one after another are a group; there is no id")
         add("--version", type=int, help="the trainer's policy version, for staleness")
         add("--order", choices=("auto", "contiguous", "any"), default="auto", help="how the rows of a group lie")
-        add("--max-group-rows", type=int, default=1_000_000, metavar="N", help="refuse larger groups")
+        add(
+            "--max-group-rows",
+            type=int,
+            default=1_000_000,
+            metavar="N",
+            help="refuse larger groups, where their rows lie together",
+        )
         add("--keep-dropped", metavar="FILE", help="write the dropped rows there, with a column `reason`")
         add("--overwrite", action="store_true", help="replace files that are there")
         add("--dry-run", action="store_true", help="decide, and write nothing")
@@ -76,6 +82,15 @@ def filter_(typed: argparse.Namespace) -> int:
     if (typed.output is None) != alone:
         expected = "a file, or --dry-run" if typed.output is None else "no file with --dry-run or --explain-format"
         raise error("bad_parameter", owner=typed.verb, name="-o", given=typed.output, expected=expected)
+    if typed.keep_dropped is not None and (alone or typed.keep_dropped == "-"):
+        expected = "a file, and no --dry-run or --explain-format"
+        raise error(
+            "bad_parameter", owner=typed.verb, name="--keep-dropped", given=typed.keep_dropped, expected=expected
+        )
+    if typed.explain_format and typed.json:
+        raise error(
+            "bad_parameter", owner=typed.verb, name="--json", given=True, expected="no --explain-format with it"
+        )
     named: dict[str, Any] = {
         "columns": _columns(typed),
         "format": typed.format,
@@ -117,7 +132,10 @@ def filter_(typed: argparse.Namespace) -> int:
     stream = sys.stderr if typed.output == "-" else sys.stdout
     with standard_output():
         if typed.json:
-            print_json(stream, **found.to_dict())
+            # Files that stood for - are gone.
+            names = {"inputs": typed.inputs} if "-" in typed.inputs else {}
+            names |= {"output": "-"} if typed.output == "-" else {}
+            print_json(stream, **found.to_dict() | names)
         else:
             print(found, file=stream, flush=True)
     if typed.verb == "filter" and not recipe.select and not typed.json:
@@ -158,6 +176,8 @@ def _columns(typed: argparse.Namespace) -> dict[str, Any]:
         word, equals, name = setting.partition("=")
         if not (word and equals and name):
             raise error("bad_parameter", owner=typed.verb, name="--column", given=setting, expected="WORD=NAME")
+        if word in columns:
+            raise error("bad_parameter", owner=typed.verb, name="--column", given=setting, expected="each WORD once")
         columns[word] = name.split(",") if "," in name else name
     return columns
 
@@ -168,12 +188,13 @@ def _reward(typed: argparse.Namespace) -> dict[str, float] | None:
     weights: dict[str, float] = {}
     for part in typed.reward.split(","):
         name, equals, weight = part.partition("=")
+        again = name.strip() in weights
         try:
             weights[name.strip()] = float(weight) if equals else 1.0
         except ValueError:
             name = ""
-        if not name.strip():
-            expected = "names with weights: NAME, or a=1,b=0.5"
+        if again or not name.strip():
+            expected = "names with weights, each once: NAME, or a=1,b=0.5"
             raise error("bad_parameter", owner=typed.verb, name="--reward", given=typed.reward, expected=expected)
     return weights
 

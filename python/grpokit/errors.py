@@ -109,7 +109,7 @@ KINDS: dict[str, Kind] = {
     ),
     "needs_version": Kind(
         InputError,
-        "{reader} compares versions, and the trainer's is not given. Give it: process(..., version=...).",
+        "{reader} compares versions, and the trainer's is not given. Give it: process(..., version=...), or --version.",
     ),
     "future_version": Kind(
         InputError,
@@ -312,8 +312,24 @@ KINDS: dict[str, Kind] = {
     ),
     "not_of_format": Kind(
         InputError,
-        "{path} is not in the format {format!r}: it lacks {missing} (it has: {given}). Leave --format out to have the "
-        "format recognised, or name the columns with --column WORD=NAME.",
+        "{path} is not in the format {format!r}: it lacks {missing} (it has: {given}), and {way}.",
+    ),
+    "uneven_files": Kind(
+        InputError,
+        "{path} has {column!r}, which is read as `{word}`, and {other} has not. Filter them apart, or give all files "
+        "the same columns.",
+    ),
+    "late_field": Kind(
+        InputError,
+        "there is a field {column!r}, read as `{word}`, and the first line has none. Give every line the same fields.",
+    ),
+    "missing_part": Kind(
+        InputError,
+        "{path}: no row has the part {parts} of --reward ({column}). Look at the names.",
+    ),
+    "file_twice": Kind(
+        FileError,
+        "{path} is given twice, and its rows would count twice. Give each file once.",
     ),
     "choose_reward": Kind(
         InputError,

@@ -337,7 +337,7 @@ REFUSED = {
         "a.jsonl, line 2: column 'group_id' holds text after a number",
         lambda d: bad(d / "a.jsonl", b'{"group_id": 1, "reward": 1}\n{"group_id": "a", "reward": 1}\n'),
     ),
-    "mixed files": ("mixed_files", "JsonLinesInput and ParquetInput", mixed),
+    "mixed files": ("mixed_files", "JSON lines and Parquet", mixed),
     "other schema": ("schemas_differ", "b.parquet has other columns", schemas),
     "large group": ("group_too_large", "has 40 rows or more", lambda d: write(d / "a.parquet", rows(size=40))),
 }

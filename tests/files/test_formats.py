@@ -227,7 +227,11 @@ def test_a_wrong_format_is_an_error(tmp_path):
     # What is named wins over what is recognised.
     found = filter_files(given, None, SIGNAL, columns={"reward": "acc"})
     assert (found.format, found.columns["reward"]) == ("verl", "acc")
-    assert filter_files(given, None, SIGNAL, columns={"reward": "acc", "group_id": "gts"}).format == "columns"
+    # The framework's rules stay: what failed is not scored.
+    nemo, order = made("nemo_gym", tmp_path / "nemo")
+    named = {"group_id": "_ng_task_index", "reward": "reward"}
+    found = filter_files(nemo, None, SIGNAL, columns=named)
+    assert found.verdicts.counts == gk.process(table(order, {"failed"}), SIGNAL).counts
 
 
 def test_pickles_are_refused_with_the_way_out(tmp_path):
@@ -245,3 +249,129 @@ def test_every_format_is_written_down():
     for name in BY_NAME:
         assert f"| `{name}` |" in page
     assert {NAMES.get(writer, writer) for writer in KNOWS} | {"columns"} == set(BY_NAME)
+
+
+def lined(path, *records):
+    path.parent.mkdir(exist_ok=True)
+    return frameworks.lines(path, records)
+
+
+def test_a_field_that_comes_late_is_not_overlooked(tmp_path):
+    """The first line says what there is, and a later one with a step, a gate or an id of its own is an error."""
+    row = {"group_id": 1, "reward": 1.0}
+    for field in ({"step": 2}, {"gate": 0.0}, {"source": "x"}, {"rollout_id": 4}):
+        path = lined(tmp_path / f"{next(iter(field))}.jsonl", row, row, row | field)
+        with pytest.raises(gk.InputError, match=rf"line 3: there is a field '{next(iter(field))}'") as caught:
+            filter_files(path, None, SIGNAL)
+        assert kinds(caught) == "late_field"
+    late = lined(tmp_path / "late.jsonl", row, row | {"reward": 0.0, "step": None})
+    assert filter_files(late, None, SIGNAL).verdicts.counts["kept"] == 2
+
+
+def test_an_advantage_that_comes_late_is_not_written_twice(tmp_path):
+    rows = [{"group_id": 1, "reward": float(i)} | ({"advantage": 7} if i else {}) for i in range(2)]
+    path = lined(tmp_path / "in.jsonl", *rows)
+    with pytest.raises(gk.InputError, match="has a column 'advantage' already") as caught:
+        filter_files(path, tmp_path / "out.jsonl", SIGNAL, advantages=True)
+    assert kinds(caught) == "column_exists"
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_column_that_some_files_lack_is_an_error(tmp_path):
+    one = lined(tmp_path / "a.jsonl", {"group_id": 1, "reward": 1.0, "step": 1})
+    two = lined(tmp_path / "b.jsonl", {"group_id": 1, "reward": 0.0})
+    with pytest.raises(
+        gk.InputError, match=r"a.jsonl has 'step', which is read as `step`, and .*b.jsonl has not"
+    ) as caught:
+        filter_files([one, two], None, SIGNAL)
+    assert kinds(caught) == "uneven_files"
+    with pytest.raises(gk.FileError) as caught:
+        filter_files([one, tmp_path / "." / "a.jsonl"], None, SIGNAL)
+    assert kinds(caught) == "file_twice"
+
+
+def test_parts_of_the_reward_come_before_fields_and_must_be_there(tmp_path):
+    samples = [
+        {"group_id": 1, "reward": {"score": 1.0 * i, "group_id": 0.0, "reward": 2.0 * i}, "index": 5} for i in range(2)
+    ]
+    path = lined(tmp_path / "in.jsonl", *samples)
+    for terms, expected in (
+        ({"score": 1.0, "group_id": 7.0}, [-1.0, 1.0]),
+        ({"reward": 1.0}, [-2.0, 2.0]),
+        ({"score": -1.0}, [1.0, -1.0]),
+    ):
+        filter_files(path, tmp_path / "out.jsonl", SIGNAL, reward=terms, advantages=True, overwrite=True)
+        assert [row["advantage"] for row in read(tmp_path / "out.jsonl")] == expected
+    with pytest.raises(gk.InputError, match="no row has the part scoer") as caught:
+        filter_files(path, None, SIGNAL, reward={"score": 1.0, "scoer": 1.0})
+    assert kinds(caught) == "missing_part"
+
+
+def test_an_episode_in_which_nobody_learns_is_not_scored(tmp_path):
+    records = [frameworks.episode(row) for row in ROWS[:4]]
+    for record in records:
+        record["traces"] = record["traces"][:1]
+    found = filter_files(lined(tmp_path / "in.jsonl", *records), None, SIGNAL)
+    assert found.verdicts.counts == {"in": 4, "kept": 0, "unscored": 4}
+
+
+def test_a_frameworks_field_is_not_ours_by_its_name(tmp_path):
+    """A reward function of verl may return something called gate."""
+    given_, order = made("verl", tmp_path / "in")
+    for path in given_.iterdir():
+        records = [row | {"gate": 0} for row in read(path)]
+        path.unlink()
+        frameworks.lines(path, records)
+    assert filter_files(given_, None, SIGNAL).verdicts.counts == gk.process(table(order, ()), SIGNAL).counts
+
+
+def test_places_do_not_ask_for_the_step(tmp_path):
+    rows = [{"score": float(i % 2), "step": 1 + i // 3} for i in range(8)]
+    path = lined(tmp_path / "in.jsonl", *rows)
+    found = filter_files(path, None, SIGNAL, columns={"reward": "score"}, group_size=4)
+    assert (found.verdicts.groups, found.verdicts.counts["kept"]) == (2, 8)
+    with pytest.raises(gk.InputError, match="no --group-size with it"):
+        filter_files(path, None, SIGNAL, columns={"reward": "score", "group_id": "step"}, group_size=4)
+
+
+@pytest.mark.parametrize("versions", ["12", [1.9], 3])
+def test_versions_are_a_list_of_whole_numbers(tmp_path, versions):
+    samples = [frameworks.slime_sample(row, at) for at, row in enumerate(ROWS[:4])]
+    samples[2]["weight_versions"] = versions
+    recipe = SIGNAL.replace(select=(gk.MaxLag(9),))
+    with pytest.raises(gk.InputError, match=r"line 3: column 'weight_versions' holds"):
+        filter_files(lined(tmp_path / "in.jsonl", *samples), None, recipe, version=12)
+
+
+def test_options_that_do_not_go_together(tmp_path, capsys):
+    path = lined(tmp_path / "in.jsonl", {"group_id": 1, "reward": 1.0}, {"group_id": 1, "reward": 0.0})
+    out = str(tmp_path / "out.jsonl")
+    for arguments, said in (
+        (["--dry-run", "--keep-dropped", out], "--keep-dropped"),
+        (["-o", out, "--keep-dropped", out], "place of the dropped rows as well"),
+        (["--explain-format", "--json"], "--json"),
+        (["--explain-format", "--column", "gropu=x"], "Did you mean 'group_id'"),
+        (["--explain-format", "--column", "finish=nope"], "'nope'"),
+        (["--dry-run", "--reward", "reward,reward=-1"], "each once"),
+        (["--dry-run", "--column", "gate=reward", "--column", "gate=group_id"], "each WORD once"),
+        (["-o", out, "--advantages", "--column", "advantage=x,y"], "one name"),
+        (["-o", out, "--max-group-rows", "1"], "group 1 has 2 rows"),
+        (["-o", out, "--select", "MaxLag(4)"], "version"),
+    ):
+        assert main(["filter", str(path), *arguments]) == 2, arguments
+        assert said in capsys.readouterr().err, arguments
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.jsonl"]
+    assert main(["filter", "", "--dry-run"]) == 2
+    assert "the name is empty" in capsys.readouterr().err
+
+
+def test_a_directory_with_what_the_command_has_written(tmp_path):
+    """Empty files, compressed files beside the rollouts, directories in a pattern."""
+    given_, order = made("nemo_gym", tmp_path / "in")
+    (given_ / "kept.jsonl").write_bytes(b"")
+    (given_ / "more").mkdir()
+    (given_ / "rollouts_failures.jsonl").rename(given_ / "rollouts_failures.jsonl.gz")
+    for inputs in (given_, str(given_ / "*")):
+        found = filter_files(inputs, None, SIGNAL)
+        assert found.verdicts.counts == gk.process(table(order, {"failed"}), SIGNAL).counts
+        assert len(found.beside) == 3

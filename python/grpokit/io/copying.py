@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from grpokit._native import select_lines
+from grpokit._native import read_lines, select_lines
 from grpokit.errors import error
 
 from .ahead import ahead
@@ -69,9 +69,13 @@ def copy(
     for name, column in added.items():
         for file in opened:
             if name in file.fields:
-                remedy = f"Write ours under another name: --column {column.word}=NAME."
-                raise error("column_exists", column=name, path=str(file.path), remedy=remedy)
+                raise _exists(file, name, column)
     (_copy_parquet if isinstance(opened[0], ParquetInput) else _copy_lines)(opened, place, keep_N, added, progress)
+
+
+def _exists(file: Any, name: str, column: Added) -> Exception:
+    remedy = f"Write ours under another name: --column {column.word}=NAME."
+    return error("column_exists", column=name, path=str(file.path), remedy=remedy)
 
 
 def _copy_parquet(
@@ -129,6 +133,10 @@ def _kept_lines(
         for block in file.blocks():
             kept, count = select_lines(block, keep_N[row:])
             if added:
+                # The first line need not have what later ones have.
+                for (name, column), found in zip(added.items(), read_lines(kept, list(added))[1], strict=True):
+                    if found[0].any():
+                        raise _exists(file, name, column)
                 columns = {name: column.of(slice(row, row + count)) for name, column in added.items()}
                 rows = keep_N[row : row + count].nonzero()[0].tolist()
                 lines = kept.split(b"\n")[:-1]

@@ -291,9 +291,10 @@ def whole_groups(
         if len(back):
             raise NotContiguousError(ids[-1][int(back[0]) + 1].as_py())
         cut = int(groups.first[-1])
-        if len(joined) - cut > max_group_rows:
-            given = ids[-1][cut].as_py()
-            raise error("group_too_large", group=given, rows=len(joined) - cut, limit=max_group_rows)
+        large = np.flatnonzero(groups.sizes > max_group_rows)
+        if len(large):
+            given = ids[-1][int(groups.first[large[0]])].as_py()
+            raise error("group_too_large", group=given, rows=int(groups.sizes[large[0]]), limit=max_group_rows)
         if cut:
             _new(seen, ids, groups.first[:-1])
             yield joined.slice(0, cut)

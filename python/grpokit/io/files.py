@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     Input = ParquetInput | JsonLinesInput
 
-BESIDE = tuple(pattern for known in FORMATS for pattern in known.beside)
+BESIDE = tuple(pattern + end for known in FORMATS for pattern in known.beside for end in ("", ".gz", ".zst"))
+KINDS = {"ParquetInput": "Parquet", "JsonLinesInput": "JSON lines"}
 Order = Literal["auto", "contiguous", "any"]
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst")
 
@@ -180,7 +181,7 @@ def filter_files(
     whole_number("filter_files", "max_group_rows", max_group_rows, at_least=1, at_most=2**62)
     paths, beside = expand(inputs)
     opened = [_open(path) for path in paths]
-    kinds = sorted({type(file).__name__ for file in opened})
+    kinds = sorted({KINDS[type(file).__name__] for file in opened})
     if len(kinds) > 1:
         raise error("mixed_files", kinds=" and ".join(kinds))
     targets = [Path(path) for path in (output, keep_dropped) if path is not None]
@@ -188,8 +189,13 @@ def filter_files(
         for path in paths:
             if same_file(path, target):
                 raise error("file_unwritable", path=str(target), reason="it is an input")
+    if len(targets) > 1 and targets[0].absolute() == targets[1].absolute():
+        raise error("file_unwritable", path=str(targets[0]), reason="it is the place of the dropped rows as well")
     theirs = dict(columns or {})
     written = {word: theirs.pop(word, word) for word in ("advantage", "reason")}
+    for word, name in written.items():
+        if not isinstance(name, str):
+            raise error("bad_parameter", owner="columns", name=word, given=name, expected="one name")
     read = reading(opened, recipe, theirs, version=version, format_=format, reward=reward, group_size=group_size)
     decider = Decider(recipe, read.key, read.names, advantages, version, max_group_rows)
     verdicts, contiguous = _decide(opened, read, decider, order, progress)
@@ -245,6 +251,12 @@ def expand(inputs: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[
         beside += left
     if not found:
         raise error("file_unreadable", path="the list of inputs", reason="it is empty")
+    known: set[Path] = set()
+    for path in found:
+        real = path.absolute() if not path.exists() else path.resolve()
+        if real in known:
+            raise error("file_twice", path=str(path))
+        known.add(real)
     return found, beside
 
 
@@ -278,15 +290,23 @@ def explain(
 
 def _expanded(given: str | Path) -> tuple[list[Path], list[Path]]:
     path = Path(given)
+    if not str(given):
+        raise error("file_unreadable", path="''", reason="the name is empty")
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
     elif path.exists() or not glob.has_magic(str(given)):
         return [path], []
     else:
-        files = sorted(map(Path, glob.glob(str(given), recursive=True)))  # noqa: PTH207
-    beside = [file for file in files if any(map(file.match, BESIDE))]
+        files = sorted(file for file in map(Path, glob.glob(str(given), recursive=True)) if not file.is_dir())  # noqa: PTH207
+    # What nothing was kept of is empty, and is no reason to refuse the rest.
+    beside = [file for file in files if any(map(file.match, BESIDE)) or (file.is_file() and not file.stat().st_size)]
     if len(files) == len(beside):
         what = "a directory without Parquet or JSON-lines files" if path.is_dir() else "matched by no file"
+        what = (
+            f"there is nothing but {beside[0].name}, which holds no rollouts; name it to have it read"
+            if beside
+            else what
+        )
         raise error("file_unreadable", path=str(given), reason=what)
     return [file for file in files if file not in beside], beside
 

@@ -55,12 +55,6 @@ WORDS = (
 )
 FORMATS = (
     Format(
-        "columns",
-        "docs/rollouts.md",
-        (("group_id", "reward"),),
-        {word: (word,) for word in WORDS},
-    ),
-    Format(
         "verl",
         "verl 0.9, verl/trainer/ppo/ray_trainer.py, _dump_generations (read 2026-08)",
         (("input", "output", "gts", "score", "step"),),
@@ -213,6 +207,12 @@ FORMATS = (
         failed=(Rule(("_ng_failure_class",), "_ng_failure_class is set", bool, maybe=("_ng_failure_class",)),),
         notes=("rows lie in the order in which they were finished, so their groups lie apart",),
         beside=("*_materialized_inputs.jsonl", "*_failures.jsonl"),
+    ),
+    Format(
+        "columns",
+        "docs/rollouts.md",
+        (("group_id", "reward"),),
+        {word: (word,) for word in WORDS},
     ),
     Format(
         "trl",

@@ -205,12 +205,14 @@ def _objects(name: str, field: Field, start: int) -> list[Any]:
         TEXT: lambda row: text[starts[row] : starts[row + 1]].decode(),
         OTHER: lambda row: json.loads(text[starts[row] : starts[row + 1]]),
     }
-    try:
-        return [read[kind](row) for row, kind in enumerate(kinds.tolist())]
-    except (RecursionError, ValueError) as problem:
-        row = next(row for row in range(len(kinds)) if kinds[row] == OTHER)
-        given = f"what Python cannot read ({str(problem).splitlines()[0]})"
-        raise error("column_type", column=name, given=given, expected="values that fit", row=start + row) from None
+    found = []
+    for row, kind in enumerate(kinds.tolist()):
+        try:
+            found.append(read[kind](row))
+        except (RecursionError, ValueError) as problem:
+            given = f"what Python cannot read ({str(problem).splitlines()[0]})"
+            raise error("column_type", column=name, given=given, expected="values that fit", row=start + row) from None
+    return found
 
 
 def _nested(name: str, values: list[bytes | None]) -> pa.Array:

@@ -16,7 +16,7 @@ from grpokit.errors import GrpokitError, error, nearest
 
 from .ahead import ahead
 from .decide import OPTIONAL, key_of, listed, needed
-from .formats import BY_NAME, FORMATS, Format
+from .formats import BY_NAME, FORMATS, WORDS, Format
 from .parquet import ParquetInput
 from .rules import Rule, UnmeantError, scored, weighted
 
@@ -43,12 +43,15 @@ class Reading:
         How a column of that name is made, for those that the files do not have.
     group_size : int or None
         So many rows, one after another, are a group.
+    watched : dict of str to str
+        Fields that the first lines lack and that would be read, by grpokit's names: no later line may have them.
     """
 
     format: Format
     names: dict[str, Names]
     rules: dict[str, Rule] = field(default_factory=dict)
     group_size: int | None = None
+    watched: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -76,20 +79,35 @@ class Reading:
         rows = 0
         for file in opened:
             before = rows
+            watched = [] if isinstance(file, ParquetInput) else [n for n in self.watched.values() if n not in plain]
             try:
-                for table, values in ahead(file.read(plain, objects)):
+                for found, values in ahead(file.read([*plain, *watched], objects)):
+                    table = self._unwatched(file, found, watched, rows - before)
                     count = len(next(iter(values.values()))) if values else len(table)
                     self._refuse_nested(table, rows - before)
                     yield self._completed(table, values, count, rows, rows - before)
                     rows += count
                     progress("decided", rows)
             except GrpokitError as problem:
-                if "row" in problem.context and problem.kind in ("column_type", "reward_nested"):
+                if "row" in problem.context and problem.kind in ("column_type", "reward_nested", "late_field"):
                     row = before + int(str(problem.context["row"]))
                     raise error(problem.kind, **problem.context | {"row": row}) from None
                 raise
+            for rule in self.rules.values():
+                if rule.unseen and rows > before and file is opened[-1]:
+                    parts = ", ".join(sorted(rule.unseen))
+                    raise error("missing_part", path=str(file.path), parts=parts, column=" and ".join(rule.reads))
             if self.group_size and (rows - before) % self.group_size:
                 raise error("group_size", path=str(file.path), rows=rows - before, size=self.group_size)
+
+    def _unwatched(self, file: Any, table: pa.Table, watched: list[str], start: int) -> pa.Table:
+        """The table without the columns in which nothing may be."""
+        for name in watched:
+            there = np.flatnonzero(np.asarray(table[name].is_valid()))
+            if len(there):
+                word = next(word for word, theirs in self.watched.items() if theirs == name)
+                raise error("late_field", column=name, word=word, row=start + int(there[0]))
+        return table.drop_columns(watched) if watched else table
 
     def _completed(
         self, table: pa.Table, values: dict[str, list[Any]], count: int, start: int, in_file: int
@@ -147,10 +165,8 @@ def _made(rule: Rule, columns: list[list[Any]], start: int) -> pa.Array:
         ) from None
 
 
-def recognised(fields: list[str], columns: dict[str, Any]) -> Format:
+def recognised(fields: list[str]) -> Format:
     """The format of a file with these fields; `columns`, in grpokit's words, where nothing else fits."""
-    if {"group_id", "reward"} <= set(columns):
-        return BY_NAME["columns"]
     return next((known for known in FORMATS if known.fits(fields)), BY_NAME["columns"])
 
 
@@ -192,13 +208,24 @@ def reading(
         raise error("unknown_format", given=format_, nearest=near, known=", ".join(["auto", *BY_NAME]))
     # A file without a row says nothing.
     filled = [file for file in opened if file.fields] or opened
-    chosen = recognised(filled[0].fields, columns) if format_ == "auto" else BY_NAME[format_]
+    chosen = recognised(filled[0].fields) if format_ == "auto" else BY_NAME[format_]
     for file in filled:
         if chosen.name != "columns" and not chosen.fits(file.fields):
             shape = max(chosen.fields, key=lambda shape: len(set(shape) & set(file.fields)))
             missing = ", ".join(repr(name) for name in shape if name not in file.fields)
             given = ", ".join(map(repr, file.fields)) or "no column"
-            raise error("not_of_format", path=str(file.path), format=chosen.name, missing=missing, given=given)
+            way = f"{filled[0].path} is: filter each format by itself" if format_ == "auto" else "leave --format out"
+            context = {"missing": missing, "given": given, "way": way}
+            raise error("not_of_format", path=str(file.path), format=chosen.name, **context)
+    for word in columns:
+        stages = () if recipe is None else (*recipe.shape, *recipe.select, recipe.advantage)
+        known = [*WORDS, *(name for stage in stages for name in sorted(stage.reads))]
+        if word not in known:
+            near = nearest(word, known)
+            raise error("unknown_parameter", owner="--column", given=word, nearest=near, known=", ".join(known))
+    if group_size and "group_id" in columns:
+        expected = "no --group-size with it, or no group_id"
+        raise error("bad_parameter", owner="--column", name="group_id", given=columns["group_id"], expected=expected)
     find = _Finder(filled, chosen, columns, reward, group_size)
     names: dict[str, Names] = {}
     rules: dict[str, Rule] = {}
@@ -209,13 +236,14 @@ def reading(
             rules[str(names[word])] = theirs
         elif theirs is not None:
             names[word] = theirs
-    return Reading(chosen, names, rules, group_size)
+    return Reading(chosen, names, rules, group_size, find.watched)
 
 
 def _words(recipe: Recipe | None, chosen: Format, columns: dict[str, Any], version: int | None) -> dict[str, bool]:
     """The columns of grpokit's to look for, and whether each must be there."""
     if recipe is None:
-        return {"group_id": True, "reward": True} | dict.fromkeys((*columns, *chosen.columns), False)
+        words = dict.fromkeys(chosen.columns, False)
+        return {"group_id": True, "reward": True} | words | dict.fromkeys(columns, True)
     words = dict.fromkeys(needed(recipe, version), True)
     return words | {word: word in columns for word in (*OPTIONAL, *columns) if word not in words}
 
@@ -233,10 +261,13 @@ class _Finder:
     ) -> None:
         self.opened, self.chosen, self.columns = opened, chosen, columns
         self.reward, self.group_size = reward, group_size
+        self.watched: dict[str, str] = {}
 
     def __call__(self, word: str, *, needed: bool) -> Names | Rule | None:
         if word == "group_id" and self.group_size:
             return _by_place(self.group_size)
+        if word == "step" and self.group_size and word not in self.columns:
+            return None
         if word != "reward":
             return self._found(word, needed=needed)
         reward = self._weighted(self.reward) if self.reward else self._found(word, needed=needed)
@@ -245,11 +276,22 @@ class _Finder:
 
     def _found(self, word: str, *, needed: bool) -> Names | Rule | None:
         if word not in self.columns:
-            for candidate in self.chosen.columns.get(word, (word,)):
-                if all(self._has(file, candidate) for file in self.opened):
+            # A framework's own field may be called what is optional here, and mean something else.
+            own = (word,) if needed or self.chosen.name == "columns" else ()
+            for candidate in self.chosen.columns.get(word, own):
+                there = [self._has(file, candidate) for file in self.opened]
+                if all(there):
                     return candidate
+                if any(there):
+                    one, other = self.opened[there.index(True)], self.opened[there.index(False)]
+                    name = candidate if isinstance(candidate, str) else " and ".join(_fields(candidate))
+                    raise error("uneven_files", path=str(one.path), other=str(other.path), column=name, word=word)
+                if isinstance(candidate, str):
+                    self.watched.setdefault(word, candidate)
             if word == "reward" and self.chosen.name == "trl":
                 return self._only_function()
+            if not needed:
+                return None
         theirs = self.columns.get(word, word)
         for file in self.opened:
             missing = [name for name in listed(theirs) if name not in file.fields]
@@ -281,12 +323,16 @@ class _Finder:
         return weighted(terms, fields, base if base in fields else None)
 
     def _only_function(self) -> Rule:
-        fields = self.opened[0].fields
+        fields = dict.fromkeys(name for file in self.opened for name in file.fields)
         functions = [name for name in fields if name not in TRL_OWN]
         if len(functions) != 1:
             names = ", ".join(map(repr, functions)) or "none"
             raise error("choose_reward", path=str(self.opened[0].path), names=names)
         return self._weighted({functions[0]: 1.0})
+
+
+def _fields(candidate: Names | Rule) -> list[str]:
+    return list(candidate.reads) if isinstance(candidate, Rule) else listed(candidate)
 
 
 def in_words(theirs: Names) -> str:
@@ -297,11 +343,15 @@ def in_words(theirs: Names) -> str:
 def placed(problem: GrpokitError, opened: list[Any]) -> GrpokitError:
     """The same error with the file, and for JSON lines the line, of its first row."""
     context: Any = problem.context
-    if problem.kind in ("not_contiguous", "group_too_large") or "path" in context:
+    if problem.kind in ("not_contiguous", "group_too_large", "needs_version") or (
+        "path" in context and "row" not in context
+    ):
         return problem
     rows = context.get("rows")
     row = rows[0] if isinstance(rows, list) and rows else context.get("row")
-    path, place = opened[0].path, "as a whole"
+    path: Any = opened[0].path
+    path = path if len(opened) == 1 else f"{path} and {len(opened) - 1} more"
+    place = "as a whole"
     if isinstance(row, int):
         for file in opened:
             rows = file.rows if isinstance(file, ParquetInput) else sum(1 for _ in file.lines())

@@ -7,7 +7,7 @@ value is guessed, and an answer that failed is not scored rather than worth 0.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Rule:
         The Arrow type of what comes out.
     maybe : tuple of str
         Fields of `reads` that may be absent; then their values are None.
+    unseen : set of str
+        Parts that were asked for and that no row has had.
     """
 
     reads: tuple[str, ...]
@@ -45,6 +47,7 @@ class Rule:
     of: Callable[..., Any]
     kind: str = "double"
     maybe: tuple[str, ...] = ()
+    unseen: set[str] = field(default_factory=set, compare=False)
 
 
 def number(value: Any) -> float | None:
@@ -77,20 +80,27 @@ def weighted(terms: dict[str, float], fields: list[str], base: str | None) -> Ru
     base : str or None
         The field in which names that are no fields are looked up.
     """
-    reads = tuple(dict.fromkeys(name if name in fields or base is None else base for name in terms))
+    wanted = [*([base] if base is not None else []), *(name for name in terms if name in fields)]
+    reads = tuple(dict.fromkeys(wanted))
+    unseen = set(terms)
 
     def of(*values: Any) -> float | None:
         row = dict(zip(reads, values, strict=True))
         total, found = 0.0, False
+        parts: Any = row.get(base) if base is not None else None
         for name, weight in terms.items():
-            value = row[name] if name in row and name in fields else _part(row.get(base or name), name)
+            # A part of the reward comes before a field of that name.
+            inside = isinstance(parts, dict) and name in parts
+            value = parts[name] if inside else row.get(name) if name in fields else _part(parts, name)
+            if inside or name in fields:
+                unseen.discard(name)
             part = _summed(value)
             if part is not None and part == part:  # noqa: PLR0124  # NaN: this part has nothing to say
                 total, found = total + weight * part, True
         return total if found else None
 
     text = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())
-    return Rule(reads, f"{text}, of those that are there", of)
+    return Rule(reads, f"{text}, of those that are there", of, unseen=unseen)
 
 
 def scored(reward: str | Rule, failed: Rule) -> Rule:
@@ -110,7 +120,7 @@ def scored(reward: str | Rule, failed: Rule) -> Rule:
         return None if failed.of(*values[split:]) else base.of(*values[:split])
 
     text = f"{base.text}; null where {failed.text}"
-    return Rule((*base.reads, *failed.reads), text, of, "double", (*base.maybe, *failed.maybe))
+    return Rule((*base.reads, *failed.reads), text, of, "double", (*base.maybe, *failed.maybe), base.unseen)
 
 
 def _part(value: Any, name: str) -> Any:
@@ -121,20 +131,28 @@ def _part(value: Any, name: str) -> Any:
 
 def whole(value: Any) -> int:
     """A version or a count, which may be written as text."""
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise UnmeantError(f"the version {value!r}", "whole numbers, as numbers or as text") from None
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    raise UnmeantError(f"the version {value!r}"[:80], "whole numbers, as numbers or as text")
+
+
+def _versions(versions: Any) -> list[int]:
+    if versions is not None and not isinstance(versions, list):
+        raise UnmeantError(f"{type(versions).__name__} {versions!r}"[:80], "a list of versions")
+    return [whole(version) for version in versions or []]
 
 
 def oldest(versions: Any) -> int | None:
     """The smallest of some versions; None of none."""
-    return min(map(whole, versions)) if versions else None
+    return min(_versions(versions), default=None)
 
 
 def newest(versions: Any) -> int | None:
     """The largest of some versions; None of none."""
-    return max(map(whole, versions)) if versions else None
+    return max(_versions(versions), default=None)
 
 
 def finish(words: dict[str, str]) -> Callable[[Any], str]:
@@ -170,7 +188,7 @@ def _trained(traces: Any) -> dict[str, Any]:
     trainable = [trace for trace in listed if (trace.get("agent") or {}).get("trainable")]
     if len(trainable) > 1:
         raise UnmeantError(f"an episode with {len(trainable)} trainable traces", "one: write a line for each")
-    return (trainable or listed or [{}])[0]
+    return (trainable or [{}])[0]
 
 
 def trace_reward(traces: Any) -> float | None:
@@ -206,7 +224,7 @@ def sample_failed(info: Any) -> bool:
 def sample_finish(info: Any) -> str:
     """How the trace of a sample ended."""
     trace = _sample_trace(info)
-    return "unknown" if trace is None else trace_finish([trace])
+    return "unknown" if trace is None else trace_finish([trace | {"agent": {"trainable": True}}])
 
 
 def policy(end: str) -> Callable[[Any], int | None]:
