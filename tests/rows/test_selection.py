@@ -319,3 +319,10 @@ def test_what_cannot_be_meant(make, words):
 def test_what_are_not_token_ids(token_ids):
     with pytest.raises(gk.InputTypeError, match="token_ids"):
         keep([1.0], gk.Distinct("token_ids"), token_ids=token_ids)
+
+
+def test_the_smallest_pass_rates_differ():
+    """Rounding is dropped relative to the score, below the smallest normal number as well."""
+    rows = {"group_id": ["a", "a", "b", "b", "c", "c"], "reward": [0.0, 0.0, 5e-324, 5e-324, 0.1, 0.1]}
+    out = gk.process(rows, gk.recipe("rloo").replace(select=(gk.Learnability(2),)))
+    assert out.keep.tolist() == [False, False, True, True, True, True]

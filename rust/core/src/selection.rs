@@ -44,7 +44,9 @@ impl Quota {
 
 /// A score without its last 20 bits: what is equal in the paper's arithmetic shall not differ by rounding.
 fn coarse(score: f64) -> f64 {
-    f64::from_bits((plain(score).to_bits() + (1 << 19)) & !((1 << 20) - 1))
+    // Numbers below 2^-1022 have fewer bits to drop, so they are rounded where they have them all.
+    let scale = if score.abs() < 1e-290 { 2f64.powi(200) } else { 1.0 };
+    f64::from_bits((plain(score * scale).to_bits() + (1 << 19)) & !((1 << 20) - 1)) / scale
 }
 
 /// Without the sign of a zero, so that `total_cmp` orders numbers as `<` does.
@@ -326,6 +328,16 @@ mod tests {
         assert_eq!(one.kept_groups(), [false, true, true, false]);
         one.limit_sources(1, &codes(&ids.map(|_| 1)), None, None, &context).unwrap();
         assert_eq!(one.kept_groups(), [false, true, false, false]);
+    }
+
+    #[test]
+    fn the_smallest_scores_differ() {
+        let tiny = f64::from_bits(1);
+        assert!(coarse(0.0) < coarse(tiny) && coarse(tiny) < coarse(3.0 * tiny));
+        assert_eq!(coarse(tiny), tiny);
+        assert_eq!(coarse(f64::from_bits((1 << 40) + 1)), f64::from_bits(1 << 40));
+        assert_eq!(coarse(0.1 + 0.2), coarse(0.3));
+        assert!(coarse(-tiny) < 0.0 && coarse(-0.0).is_sign_positive());
     }
 
     #[test]
