@@ -137,10 +137,10 @@ def filter_(typed: argparse.Namespace) -> int:
             names |= {"output": "-"} if typed.output == "-" else {}
             print_json(stream, **found.to_dict() | names)
         else:
-            print(found, file=stream, flush=True)
-    if typed.verb == "filter" and not recipe.select and not typed.json:
-        said = f"the recipe {recipe.name} selects nothing: --select HasSignal() drops groups of equal rewards"
-        print(said, file=sys.stderr)
+            print(found, file=stream)
+            if typed.verb == "filter" and not recipe.select:
+                said = f"the recipe {recipe.name} selects nothing: --select HasSignal() drops groups of equal rewards"
+                print(said, file=stream)
     return 0 if found.verdicts.counts["kept"] or typed.verb == "advantages" else 1
 
 

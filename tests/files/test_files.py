@@ -242,7 +242,7 @@ def test_stages_are_chosen_on_the_command_line(tmp_path, capsys):
     )
     assert kept("advantages")[0] == 40
     assert main(["filter", str(path), "--dry-run", "--recipe", "rloo"]) == 0
-    assert "the recipe rloo selects nothing: --select HasSignal()" in capsys.readouterr().err
+    assert "the recipe rloo selects nothing: --select HasSignal()" in capsys.readouterr().out
     for wrong, said in {
         "HasSignl()": "Did you mean 'HasSignal'",
         "PassRate(": "expected a stage with its arguments",
