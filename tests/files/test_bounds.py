@@ -103,7 +103,8 @@ def test_a_hundred_thousand_columns(tmp_path):
     code, said, memory = run(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet")
     assert (code, said) == (0, "")
     assert pq.ParquetFile(tmp_path / "out.parquet").schema_arrow.names == names
-    assert memory < 1500 * MEBIBYTE
+    # About 16 KiB a column: its page, its buffers, and those of the batch that is read ahead.
+    assert memory < 1800 * MEBIBYTE
 
 
 def weak():
