@@ -140,7 +140,7 @@ def test_what_is_ignored_stays_so(tmp_path, large):
     finally:
         signal.signal(signal.SIGHUP, before)
     os.killpg(running.parent.pid, signal.SIGHUP)
-    assert running.end(heeded=False)[0] == 0
+    assert running.end(heeded=False) == (0, "")
     assert [path.name for path in directory.iterdir()] == ["out.jsonl"]
 
 
