@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import math
 
 import torch
 
 from grpokit import Recipe, Term
 from grpokit import loss as losses
+from grpokit.advantage import Given
 from grpokit.aggregate import Constant, SequenceMean, SequenceSum, TokenMean
 from grpokit.batch import TokenBatch
 from grpokit.mismatch import TIS, IcePop
-from grpokit.objective import KL, Clip, Entropy, Reinforce
-from grpokit.stages import Advantage
+from grpokit.objective import (
+    KL,
+    Clip,
+    ClippedWeight,
+    Divergence,
+    Entropy,
+    GammaWeight,
+    GaussianGate,
+    GeometricClip,
+    MixedPolicy,
+    Regression,
+    Reinforce,
+    SequenceClip,
+    SequenceClipToken,
+    SoftGate,
+)
+from grpokit.objective.columns import LIMIT, log_bounds
+from grpokit.stages import REGISTRY, load
 
 V, TEMPERATURE = 13, 0.8
-CONSTANTS = ("advantages", "old_logps", "rollout_logps", "ref_logps")
-
-
-@dataclass(frozen=True)
-class Given(Advantage):
-    """The advantages of these tests are given."""
+CONSTANTS = ("advantages", "old_logps", "rollout_logps", "ref_logps", "off_policy")
 
 
 def recipe(objective=None, correct=(), aggregate=None, extra=(), ratio="old"):
@@ -46,7 +58,26 @@ OBJECTIVES = {
     "k1": KL("k1"),
     "k2": KL("k2", to="old"),
     "k3": KL("k3"),
+    **{f"{kind}_corrected": KL(kind, corrected=True) for kind in ("k1", "k2", "k3")},
     "entropy": Entropy(),
+    "sequence_clip": SequenceClip(0.05, 0.1),
+    "sequence_clip_dual": SequenceClip(0.05, 0.1, 1.2),
+    "sequence_clip_token": SequenceClipToken(0.05, 0.1),
+    "geometric": GeometricClip(0.2, 0.3),
+    "clipped_weight": ClippedWeight(0.2, 0.1),
+    "clipped_weight_open": ClippedWeight(None),
+    "soft_gate": SoftGate(2.0, 3.0),
+    "gaussian": GaussianGate(0.3, 0.2, 0.2, 1.0, 0.9, 1.1),
+    "gamma": GammaWeight(),
+    "regression": Regression(0.3),
+    **{f"divergence_{f}": Divergence(f, 0.7) for f in ("js", "hellinger", "tv", "kl", "reverse_kl", "jeffreys")},
+    "mixed": MixedPolicy(0.1),
+    "mixed_clip": MixedPolicy(0.3, 0.2, 0.28),
+}
+load()
+# What is registered with nothing but its own example is in every test of these tables.
+OBJECTIVES |= {
+    name: cls(**cls.example) for name, cls in REGISTRY["objective"].items() if cls.__module__.startswith("grpokit.")
 }
 AGGREGATES = [
     kind(*arguments, over=over)
@@ -72,7 +103,17 @@ RECIPES = {
     "reinforce": recipe(Reinforce(), (TIS(1.1),), TokenMean(over="kept")),
     "kl_alone": recipe(KL("k3"), aggregate=SequenceMean(over="rows")),
     "entropy_alone": recipe(Entropy(), (IcePop(0.8, 1.3),), Constant(8.0, over="kept")),
+    "gspo_icepop": recipe(SequenceClip(0.05, 0.1), (IcePop(0.8, 1.3),), SequenceMean(over="kept")),
+    "gspo_token_tis": recipe(SequenceClipToken(0.05, 0.1), (TIS(1.1),), SequenceMean(), BONUSES),
+    "gmpo": recipe(GeometricClip(0.2, 0.3), (TIS(1.1),), SequenceMean(over="rows")),
+    "vespo_folds_tis": recipe(GammaWeight(), (TIS(1.1),)),
+    "vespo_folds_icepop": recipe(GammaWeight(), (IcePop(0.8, 1.3),), TokenMean(over="kept")),
+    "oapl": recipe(Regression(0.3), ratio="rollout", aggregate=SequenceMean(over="rows")),
+    "lad": recipe(Divergence("js", 0.7), (IcePop(0.8, 1.3),), SequenceMean()),
+    "corrected": recipe(Clip(), extra=(Term(KL("k3", corrected=True), 0.1),)),
+    "luffy": recipe(MixedPolicy(0.1, 0.2, 0.28)),
 }
+RECIPES |= {f"alone_{name}": recipe(objective) for name, objective in OBJECTIVES.items() if name[0].isupper()}
 
 
 def table(seed=0, lengths=(9, 4, 0, 7, 1, 6, 8), near=0.15, *, per_token=False, dtype=torch.float64):
@@ -96,6 +137,7 @@ def table(seed=0, lengths=(9, 4, 0, 7, 1, 6, 8), near=0.15, *, per_token=False, 
         "logps": logps.masked_fill(~mask, torch.nan),
         "entropies": (-(logp.exp() * logp).sum(-1)).masked_fill(~mask, torch.nan),
         "advantages": normal(S, T).masked_fill(~mask, torch.nan) if per_token else normal(S),
+        "off_policy": torch.rand(S, T, generator=generator) < 0.3,
     }
     for name, scale in (("old_logps", near), ("rollout_logps", 2 * near), ("ref_logps", 0.3)):
         d[name] = (logps + scale * normal(S, T)).masked_fill(~mask, torch.nan)
@@ -174,7 +216,16 @@ def ragged(batch, now):
     def cut(columns):
         return [{k: x[a:b].tolist() for k, x in columns.items()} for a, b in zip(ends, ends[1:], strict=False)]
 
-    return cut({k: x for k, x in batch.columns.items() if x.is_floating_point()}), cut(now)
+    constants = {k: x for k, x in batch.columns.items() if x.is_floating_point() or k == "off_policy"}
+    return cut(constants), cut(now)
+
+
+def kinks(objective):
+    """The values of log r, or of the sequence's, where the loss has a corner."""
+    low, high, dual = (getattr(objective, name, None) for name in ("low", "high", "dual"))
+    bounds = (None if low is None else -low, high) if isinstance(objective, GeometricClip) else log_bounds(low, high)
+    corners = (*bounds, dual and math.log(dual), -LIMIT, LIMIT)
+    return [b for b in corners if b is not None]
 
 
 def described(r):

@@ -45,7 +45,7 @@ def test_padded_and_packed_have_the_same_columns(d):
 @settings(deadline=None)
 @given(layouts(), st.integers(1, 30), st.booleans())
 def test_split_cuts_between_sequences(d, max_tokens, as_padded):
-    batch = padded(d) if as_padded else packed(d, advantages=None)[1]
+    batch = padded(d) if as_padded else packed(d, advantages=None, off_policy=None)[1]
     parts = batch.split(max_tokens)
     assert [part.rows.start for part in parts] + [batch.rows.stop] == [0] + [part.rows.stop for part in parts]
     assert [part.span.start for part in parts] + [batch.shape[0]] == [0] + [part.span.stop for part in parts]

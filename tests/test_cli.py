@@ -36,7 +36,7 @@ def test_the_module_is_a_program():
 
 def test_recipes(capsys):
     assert main(["recipes"]) == 0
-    assert "dapo         DAPO, arXiv:2503.14476" in capsys.readouterr().out
+    assert "\ndapo                   DAPO, arXiv:2503.14476\n" in capsys.readouterr().out
     assert main(["recipes", "dapo", "--set", "max_len=20480"]) == 0
     assert capsys.readouterr().out.strip() == gk.recipe("dapo", max_len=20_480).explain()
 

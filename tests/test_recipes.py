@@ -1,5 +1,6 @@
 """Recipes as values: the table, parameters, replace, round trips, explain, and stages of other packages."""
 
+import inspect
 import json
 import tomllib
 from dataclasses import dataclass
@@ -7,22 +8,57 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 import grpokit as gk
-from grpokit.stages import REGISTRY, fields_of, lookup
+from grpokit.stages import EXAMPLES as EXAMPLE_OF
+from grpokit.stages import REGISTRY, fields_of, load, lookup
 
-EXAMPLES = {
-    "grpo": {},
-    "dr_grpo": {"max_len": 3000},
-    "dapo": {"max_len": 20_480},
-    "rloo": {},
-}
+load()
+OURS = [name for name, make in REGISTRY["recipe"].items() if make.__module__.startswith("grpokit.")]
+EXAMPLES = {name: EXAMPLE_OF[name] for name in OURS}
+TABLE = """
+ppo_clip grpo dr_grpo nord dapo rloo reinforce_pp reinforce_pp_baseline remax opo gpg gspo gspo_token gmpo cispo sapo
+maspo vespo oapl lad luspo luffy
+"""
 
 
 def test_the_table():
-    assert {name: name in EXAMPLES for name in gk.recipe_names()} == dict.fromkeys(EXAMPLES, True)
-    for paper in gk.recipe_names().values():
-        assert "arXiv:" in paper
+    assert set(TABLE.split()) <= set(EXAMPLES)
+    for name in EXAMPLES:
+        assert "arXiv:" in gk.recipe_names()[name]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_recipe_is_what_its_paper_discloses(name):
+    """What is not disclosed is required, and whoever lacks a number of the paper's is experimental and says so."""
+    required = [p.name for p in inspect.signature(REGISTRY["recipe"][name]).parameters.values() if p.default is p.empty]
+    assert required == list(EXAMPLES[name])
+    recipe = gk.recipe(name, **EXAMPLES[name])
+    assert recipe.name == name
+    assert recipe.leaves_out
+    assert recipe.parent in {"", *EXAMPLES}
+    assert bool(recipe.experimental) == (name in ("nord", "cispo", "lad"))
+    assert all(library and what for library, what in recipe.elsewhere)
+    if required:
+        with pytest.raises(gk.InputError, match="needs.*" + required[0]):
+            gk.recipe(name)
+    # Given otherwise, every parameter changes the recipe.
+    for parameter in inspect.signature(REGISTRY["recipe"][name]).parameters:
+        other = {"f": "tv", "low": 0.11, "high": 0.33, "dual": 2.5, "cache": 7, "eps": 0.5}.get(parameter, 7)
+        assert gk.recipe(name, **EXAMPLES[name] | {parameter: other}) != recipe, parameter
+
+
+def test_recipes_compose():
+    """`gspo_token` with another advantage is as good as a named one."""
+    mine = gk.recipe("gspo_token").replace(advantage=gk.MeanBaseline(), aggregate=gk.TokenMean())
+    assert gk.Recipe.from_dict(mine.to_dict()) == mine
+    out = gk.process({"group_id": [1, 1], "reward": [1.0, 0.0]}, mine)
+    assert out.advantages.tolist() == [0.5, -0.5]
+    batch = gk.TokenBatch(torch.zeros(2, 1, dtype=torch.int64), advantages=out.advantages)
+    logps = torch.zeros(2, 1, requires_grad=True)
+    gk.loss.from_logps(logps, batch, mine).loss.backward()
+    assert logps.grad.tolist() == [[-0.25], [0.25]]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -48,8 +84,9 @@ def _toml(data, prefix=""):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_explain_states_every_number_and_its_source(name):
     recipe = gk.recipe(name, **EXAMPLES[name])
-    text = recipe.explain()
-    for part in (recipe.name, *recipe.papers, recipe.leaves_out, "LOSS = "):
+    text = " ".join(recipe.explain().split())
+    prose = (recipe.leaves_out, recipe.experimental, *(what for _, what in recipe.elsewhere))
+    for part in (recipe.name, *recipe.papers, *prose, recipe.objective.gradient, "LOSS = "):
         assert part in text
     for label in ("shape", "select", "advantage", "objective", "aggregate"):
         stages = getattr(recipe, label)
@@ -58,10 +95,12 @@ def test_explain_states_every_number_and_its_source(name):
             assert stage.equation, stage
             for parameter in fields_of(stage):
                 assert f"{parameter} = {getattr(stage, parameter)!r}" in text
+            for fact in stage.facts:
+                assert fact in text
     known = {f"{label}.{p}" for label, p in _parameters(recipe)}
     assert set(dict(recipe.sources)) <= known, "a source for a number that the recipe does not have"
     sourced = {key for key in known if not key.startswith("extra")} - set(dict(recipe.sources))
-    assert sourced <= {"objective.dual"}, "a number without a source"
+    assert sourced <= {"objective.dual", "advantage.beta", "advantage.weights"}, "a number without a source"
 
 
 def _parameters(recipe):
@@ -93,7 +132,7 @@ def test_replace_forgets_the_sources_of_what_it_replaces():
     recipe = gk.recipe("dapo", max_len=9).replace(objective=gk.Clip(0.1, 0.3), select=())
     assert recipe.objective == gk.Clip(0.1, 0.3)
     assert not any(key.startswith(("objective", "select")) for key, _ in recipe.sources)
-    assert "low = 0.1          given" in recipe.explain()
+    assert "low = 0.1            given" in recipe.explain()
 
 
 def test_grpo_without_kl_has_one_term():

@@ -8,15 +8,44 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "advantage": ("GlobalNorm", "GroupNorm", "LeaveOneOut", "MeanBaseline"),
+    "advantage": (
+        "Given",
+        "GlobalNorm",
+        "GreedyBaseline",
+        "GroupNorm",
+        "LeaveOneOut",
+        "LengthBaseline",
+        "MeanBaseline",
+        "RescaledMean",
+        "SoftValue",
+    ),
     "aggregate": ("Constant", "SequenceMean", "SequenceSum", "TokenMean"),
     "attempts": ("AtK", "best_at_k", "majority_at_k", "pass_at_k", "pass_at_k_of_counts", "worst_at_k"),
     "batch": ("TokenBatch",),
     "collector": ("CollectedGroup", "GroupCollector"),
+    "columns": ("Ragged",),
+    "controllers": ("AdaptiveEntropy", "AdaptiveKL"),
+    "gdpo": ("GDPO",),
+    "passk": ("PKPO", "PassKArgmax", "PassKTraining"),
     "errors": ("FileError", "GroupWarning", "GrpokitError", "InputError", "InputTypeError", "StateError"),
     "lint": ("Finding",),
     "mismatch": ("TIS", "IcePop"),
-    "objective": ("KL", "Clip", "Entropy", "Reinforce"),
+    "objective": (
+        "KL",
+        "Clip",
+        "ClippedWeight",
+        "Divergence",
+        "Entropy",
+        "GammaWeight",
+        "GaussianGate",
+        "GeometricClip",
+        "MixedPolicy",
+        "Regression",
+        "Reinforce",
+        "SequenceClip",
+        "SequenceClipToken",
+        "SoftGate",
+    ),
     "packing": ("Packing", "Shares", "balance", "pack"),
     "_recipe": ("Recipe", "Term", "recipe", "recipe_names"),
     "processed": ("GroupStats", "GroupTable", "Processed"),
@@ -32,14 +61,14 @@ _HOME = {
         "PassRate",
         "Reason",
     ),
-    "shaping": ("Overlong", "overlong_penalty"),
+    "shaping": ("KLPenalty", "Overlong", "overlong_penalty"),
     "sketch": ("QuantileSketch",),
     "staleness": ("LagStatistics", "StalenessLedger", "TakenBatch", "VersionSpan"),
     "stages": ("Advantage", "Aggregate", "Correct", "Objective", "Select", "Shape", "Stage", "register"),
     "_native": ("Groups", "__version__"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("loss", "reference", "trainer")
+_MODULES = ("arithmetic", "loss", "reference", "testing", "trainer")
 
 __all__ = [*(name for name in _MODULE_OF if not name.startswith("_")), *_MODULES]  # noqa: PLE0604
 

@@ -1,5 +1,7 @@
+from . import arithmetic as arithmetic
 from . import loss as loss
 from . import reference as reference
+from . import testing as testing
 from . import trainer as trainer
 from ._native import Groups as Groups
 from ._native import __version__ as __version__
@@ -7,10 +9,15 @@ from ._recipe import Recipe as Recipe
 from ._recipe import Term as Term
 from ._recipe import recipe as recipe
 from ._recipe import recipe_names as recipe_names
+from .advantage import Given as Given
 from .advantage import GlobalNorm as GlobalNorm
+from .advantage import GreedyBaseline as GreedyBaseline
 from .advantage import GroupNorm as GroupNorm
 from .advantage import LeaveOneOut as LeaveOneOut
+from .advantage import LengthBaseline as LengthBaseline
 from .advantage import MeanBaseline as MeanBaseline
+from .advantage import RescaledMean as RescaledMean
+from .advantage import SoftValue as SoftValue
 from .aggregate import Constant as Constant
 from .aggregate import SequenceMean as SequenceMean
 from .aggregate import SequenceSum as SequenceSum
@@ -24,23 +31,40 @@ from .attempts import worst_at_k as worst_at_k
 from .batch import TokenBatch as TokenBatch
 from .collector import CollectedGroup as CollectedGroup
 from .collector import GroupCollector as GroupCollector
+from .columns import Ragged as Ragged
+from .controllers import AdaptiveEntropy as AdaptiveEntropy
+from .controllers import AdaptiveKL as AdaptiveKL
 from .errors import FileError as FileError
 from .errors import GroupWarning as GroupWarning
 from .errors import GrpokitError as GrpokitError
 from .errors import InputError as InputError
 from .errors import InputTypeError as InputTypeError
 from .errors import StateError as StateError
+from .gdpo import GDPO as GDPO
 from .lint import Finding as Finding
 from .mismatch import TIS as TIS
 from .mismatch import IcePop as IcePop
 from .objective import KL as KL
 from .objective import Clip as Clip
+from .objective import ClippedWeight as ClippedWeight
+from .objective import Divergence as Divergence
 from .objective import Entropy as Entropy
+from .objective import GammaWeight as GammaWeight
+from .objective import GaussianGate as GaussianGate
+from .objective import GeometricClip as GeometricClip
+from .objective import MixedPolicy as MixedPolicy
+from .objective import Regression as Regression
 from .objective import Reinforce as Reinforce
+from .objective import SequenceClip as SequenceClip
+from .objective import SequenceClipToken as SequenceClipToken
+from .objective import SoftGate as SoftGate
 from .packing import Packing as Packing
 from .packing import Shares as Shares
 from .packing import balance as balance
 from .packing import pack as pack
+from .passk import PKPO as PKPO
+from .passk import PassKArgmax as PassKArgmax
+from .passk import PassKTraining as PassKTraining
 from .processed import GroupStats as GroupStats
 from .processed import GroupTable as GroupTable
 from .processed import Processed as Processed
@@ -60,6 +84,7 @@ from .selection import MinGroupSize as MinGroupSize
 from .selection import NotTruncated as NotTruncated
 from .selection import PassRate as PassRate
 from .selection import Reason as Reason
+from .shaping import KLPenalty as KLPenalty
 from .shaping import Overlong as Overlong
 from .shaping import overlong_penalty as overlong_penalty
 from .sketch import QuantileSketch as QuantileSketch
@@ -77,21 +102,32 @@ from .staleness import TakenBatch as TakenBatch
 from .staleness import VersionSpan as VersionSpan
 
 __all__ = [
+    "GDPO",
     "KL",
+    "PKPO",
     "TIS",
+    "AdaptiveEntropy",
+    "AdaptiveKL",
     "Advantage",
     "Aggregate",
     "AtK",
     "Clip",
+    "ClippedWeight",
     "CollectedGroup",
     "Constant",
     "Correct",
     "Distinct",
+    "Divergence",
     "DuplicateWeight",
     "Entropy",
     "FileError",
     "Finding",
+    "GammaWeight",
+    "GaussianGate",
+    "GeometricClip",
+    "Given",
     "GlobalNorm",
+    "GreedyBaseline",
     "GroupCollector",
     "GroupNorm",
     "GroupStats",
@@ -103,28 +139,40 @@ __all__ = [
     "IcePop",
     "InputError",
     "InputTypeError",
+    "KLPenalty",
     "LagStatistics",
     "Learnability",
     "LeaveOneOut",
+    "LengthBaseline",
     "MaxLag",
     "MaxVariance",
     "MeanBaseline",
     "MinGroupSize",
+    "MixedPolicy",
     "NotTruncated",
     "Objective",
     "Overlong",
     "Packing",
+    "PassKArgmax",
+    "PassKTraining",
     "PassRate",
     "Processed",
     "QuantileSketch",
+    "Ragged",
     "Reason",
     "Recipe",
+    "Regression",
     "Reinforce",
+    "RescaledMean",
     "Select",
+    "SequenceClip",
+    "SequenceClipToken",
     "SequenceMean",
     "SequenceSum",
     "Shape",
     "Shares",
+    "SoftGate",
+    "SoftValue",
     "SourceLimit",
     "Stage",
     "StalenessLedger",
@@ -136,6 +184,7 @@ __all__ = [
     "VarianceQuantile",
     "VersionSpan",
     "advantages",
+    "arithmetic",
     "balance",
     "best_at_k",
     "group",
@@ -151,6 +200,7 @@ __all__ = [
     "recipe_names",
     "reference",
     "register",
+    "testing",
     "trainer",
     "worst_at_k",
 ]

@@ -86,8 +86,11 @@ class Rows:
     def advantages(
         self,
         estimator: str,
-        ddof: float = 0.0,
+        ddof: float | None = None,
         eps: float = 0.0,
+        *,
+        k: int = 1,
+        beta: float = 1.0,
         weights: Any | None = None,
         batches: Groups | None = None,
     ) -> NDArray[np.float64]: ...

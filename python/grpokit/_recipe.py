@@ -30,7 +30,8 @@ _STAGES = {
     "weigh": "correct",
 }
 _MANY = ("shape", "select", "correct", "weigh")
-_ORDER = ("shape", "select", "advantage", "correct", "objective", "aggregate")
+ORDER = ("shape", "select", "advantage", "correct", "objective", "aggregate")
+_WORDS = ("name", "ratio", "not_finite", "leaves_out", "parent", "experimental")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,12 @@ class Recipe:
         Where each number is from, by "stage.parameter".
     leaves_out : str
         What of the paper is not in the recipe.
+    parent : str
+        The recipe that it changes.
+    elsewhere : tuple of (str, str)
+        How other libraries differ from the paper, by library.
+    experimental : str
+        Why it is not to be relied on yet: what its paper does not disclose. Empty for the others.
     """
 
     name: str
@@ -108,6 +115,9 @@ class Recipe:
     not_finite: Literal["error", "drop"] = "error"
     sources: tuple[tuple[str, str], ...] = ()
     leaves_out: str = ""
+    parent: str = ""
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    experimental: str = ""
 
     def __post_init__(self) -> None:
         for name, one in (("advantage", Advantage), ("objective", Objective), ("aggregate", Aggregate), ("name", str)):
@@ -129,6 +139,15 @@ class Recipe:
     def reads(self, column: str) -> bool:
         """Whether a token stage (stages 5 to 7) reads the column."""
         return any(column in stage.reads for term in self.terms for stage in (term.objective, *term.weigh))
+
+    def stages(self, name: str) -> tuple[Stage, ...]:
+        """The stages of a field, one or several."""
+        stages = getattr(self, name)
+        return stages if isinstance(stages, tuple) else (stages,)
+
+    def rows_read(self, column: str) -> bool:
+        """Whether a row stage (stages 1 to 4) reads the column."""
+        return any(column in stage.reads for name in ("shape", "select", "advantage") for stage in self.stages(name))
 
     def replace(self, **changes: Any) -> Recipe:
         """The same recipe with other stages.
@@ -155,9 +174,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, for TOML or JSON; `from_dict` reads it back."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in _ORDER:
+        for name in ORDER:
             data[name] = [_dump(s) for s in data[name]] if name in _MANY else _dump(data[name])
-        data["papers"], data["sources"] = list(self.papers), dict(self.sources)
+        data["papers"] = list(self.papers)
+        data["sources"], data["elsewhere"] = dict(self.sources), [list(pair) for pair in self.elsewhere]
         data["extra"] = [
             {
                 "objective": _dump(t.objective),
@@ -186,14 +206,18 @@ class Recipe:
             _known("Term", entry, [f.name for f in dataclasses.fields(Term)])
             _needed("Term", entry, ["objective"], 'extra = [{"objective": {"stage": "KL"}, "scale": 0.04}]')
             terms.append(Term(**{k: _read(k, v) if k in _STAGES else v for k, v in entry.items()}))
-        rest = {name: value for name, value in data.items() if name in ("name", "ratio", "not_finite", "leaves_out")}
-        papers, sources = tuple(_listed("papers", data.get("papers", []))), data.get("sources", {})
+        rest = {name: value for name, value in data.items() if name in _WORDS}
+        sources, elsewhere = data.get("sources", {}), _listed("elsewhere", data.get("elsewhere", []))
         _known("sources", sources, list(sources))
-        return cls(**read, **rest, extra=tuple(terms), papers=papers, sources=tuple(sources.items()))
+        rest |= {"sources": tuple(sources.items()), "elsewhere": tuple(map(tuple, elsewhere))}
+        papers = tuple(_listed("papers", data.get("papers", [])))
+        return cls(**read, **rest, extra=tuple(terms), papers=papers)
 
     def explain(self) -> str:
-        """The stages in order, the equation, every number and where it is from."""
-        return "\n".join(_explain(self))
+        """The stages in order, the equation, every number and where it is from, and what the numbers amount to."""
+        from .explain import explain
+
+        return explain(self)
 
 
 def recipe(name: str, /, **parameters: Any) -> Recipe:
@@ -308,37 +332,3 @@ def _stage(kind: str, data: Mapping[str, Any]) -> Any:
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     _needed(cls.__name__, given, required, f"{cls.__name__}({', '.join(f'{r}=...' for r in required)})")
     return cls(**given)
-
-
-def _explain(recipe: Recipe) -> list[str]:
-    sources, lines = dict(recipe.sources), [f"{recipe.name}: {'; '.join(recipe.papers) or 'no paper given'}", ""]
-
-    def show(label: str, stage: Stage) -> None:
-        lines.append(f"  {label:<10} {type(stage).__name__:<14} {stage.equation}")
-        for name, value in fields_of(stage).items():
-            where = sources.get(f"{label}.{name}", "given" if value is not None else "not used")
-            lines.append(f"  {'':<10}   {name} = {value!r:<12} {where}")
-
-    for label in _ORDER:
-        stages = getattr(recipe, label)
-        for stage in stages if isinstance(stages, tuple) else (stages,):
-            show(label, stage)
-    for term in recipe.extra:
-        show("extra", term.objective)
-        lines.append(f"  {'':<10}   scale = {term.scale!r:<12} {sources.get('extra.scale', 'given')}")
-        for weight in term.weigh:
-            show("weigh", weight)
-        show("over", term.aggregate)
-    lines += ["", "  LOSS = " + " + ".join(_term(term) for term in recipe.terms)]
-    lines.append(
-        f"  r = π / π_{recipe.ratio}, A constant, over the live tokens t; the denominators are the whole batch's"
-    )
-    if recipe.leaves_out:
-        lines += ["", f"  Left out: {recipe.leaves_out}"]
-    return lines
-
-
-def _term(term: Term) -> str:
-    scale = "" if term.scale == 1 else f"{term.scale:g} · "
-    weights = "".join(f"{type(w).__name__}_t · " for w in term.weigh)
-    return f"{scale}Σ_t {weights}[{term.objective.equation}] / ({term.aggregate.equation})"

@@ -159,8 +159,9 @@ def _recipes(typed: argparse.Namespace) -> None:
         if typed.json:
             print_json(recipes=names)
         else:
+            width = max(map(len, names))
             for name, paper in names.items():
-                print(f"{name:<12} {paper}")
+                print(f"{name:<{width}}  {paper}")
         return
     from .settings import read_setting
 

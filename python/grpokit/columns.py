@@ -6,10 +6,11 @@ core reads all three; this module finds them by name and refuses what cannot be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,37 @@ WORDS = (
 )
 WHOLE = ("step", "turn_idx", "response_len", "version_min", "version_max")
 SEVERAL = ("group_id", "reward_parts")
+RAGGED = ("logp_old", "logp_ref", "logp_rollout")
+
+
+class Ragged(NamedTuple):
+    """Some numbers a row, one after another: row i has ``values[offsets[i]:offsets[i + 1]]``.
+
+    Attributes
+    ----------
+    values : (T,) float64
+    offsets : (N + 1,) int64
+    """
+
+    values: NDArray[np.float64]
+    offsets: NDArray[np.int64]
+
+    def __getitem__(self, row: Any) -> Any:
+        """The numbers of a row: (T_i,) float64."""
+        row = range(len(self.offsets) - 1)[row]
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, keep_N: NDArray[np.bool_]) -> Ragged:
+        """The same of some rows."""
+        sizes = np.diff(self.offsets)
+        return Ragged(self.values[np.repeat(keep_N, sizes)], np.append(0, np.cumsum(sizes[keep_N])))
+
+    def sums(self) -> NDArray[np.float64]:
+        """The sum of each row: (N,) float64, 0 for an empty one; exact to an ulp (`math.fsum`)."""
+        return np.array([math.fsum(self[row]) for row in range(len(self))], np.float64)
 
 
 class Source:
@@ -332,6 +364,33 @@ def _token_bytes(name: str, row: int, ids: Any) -> bytes:
         given = f"{type(ids).__name__} in row {row}"
         raise error("column_type", column=name, given=given, expected="text, or lists of token ids")
     return array.astype(np.int64).tobytes()
+
+
+def ragged(name: str, data: Column) -> Ragged:
+    """A column of lists of numbers, one a token.
+
+    Raises
+    ------
+    InputError
+        A row that is no list of numbers, or a number that is NaN or infinite.
+    """
+    listed = data.to_list() if isinstance(data, ArrowColumn) else list(data)
+    rows = []
+    for row, given in enumerate(listed):
+        array = np.asarray(given) if isinstance(given, list | tuple | np.ndarray) else np.zeros((), object)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "fiu"):
+            kind = "null" if given is None else f"{type(given).__name__}"
+            raise error(
+                "column_type", column=name, given=f"{kind} in row {row}", expected="a list of numbers in each row"
+            )
+        rows.append(array.astype(np.float64))
+    values = np.concatenate(rows) if rows else np.zeros(0)
+    offsets = np.append(0, np.cumsum([len(row) for row in rows], dtype=np.int64))
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        where = np.unique(np.searchsorted(offsets, bad, "right") - 1)
+        raise error("not_finite", column=name, count=len(where), rows=where[:5].tolist())
+    return Ragged(values, offsets)
 
 
 def words(name: str, data: Column, known: Sequence[str]) -> NDArray[np.int64]:

@@ -102,6 +102,26 @@ KINDS: dict[str, Kind] = {
         "column {column!r} is null in {count} rows, the first: {rows}. Only `reward` and `gate` may be null; "
         "fill or drop these rows.",
     ),
+    "nothing_to_control": Kind(
+        InputError,
+        "recipe {recipe!r} has no {what} whose coefficient could be steered. Choose one that has it, or add it: "
+        "recipe.replace(extra=({example},)).",
+    ),
+    "lists_differ": Kind(
+        InputError,
+        "row {row} has {n} values in {first!r} and {m} in {second!r}; expected one a token in both. Check how they "
+        "were written: padding must be cut off.",
+    ),
+    "per_token": Kind(
+        InputError,
+        "{stage} gives one advantage a token, not one a row. Read out.token_advantages (values and offsets); files "
+        "with one number a row have no place for them.",
+    ),
+    "needs_one_row": Kind(
+        InputError,
+        "{stage} gives one advantage a token, and this table has rollouts of several rows. Give one row a rollout: "
+        "leave the column rollout_id out, or join the rows first.",
+    ),
     "rollout_differs": Kind(
         InputError,
         "{column!r} is {other!r} in row {first} and {value!r} in row {row}, which are of one rollout. Give every "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._native import ArrowColumn, Groups, numbers
-from .columns import WHOLE, as_numpy, integers, words
+from .columns import RAGGED, WHOLE, as_numpy, integers, words
 from .errors import error
 from .selection import FINISH
 
@@ -80,10 +80,10 @@ class FanOut:
         """One value a rollout.
 
         `response_len` is summed; `version_min` and `version_max` are the span of all rows; `finish` is "length" where
-        one row has it, else the last row's; text and token ids are those of all rows, one after another. Other columns
+        one row has it, else the last row's; text, token ids and log-probs are those of all rows, in turn. Other columns
         must agree.
         """
-        if name in ("text", "token_ids"):
+        if name in ("text", "token_ids", *RAGGED):
             listed = data.to_list() if isinstance(data, ArrowColumn) else list(data)
             rows = [[listed[row] for row in part.tolist()] for part in np.split(self._order, self._starts[1:])]
             if name == "text":

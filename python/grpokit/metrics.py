@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .objective import Clip
 from .objective.columns import LIMIT, ratio
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def measure(
     -------
     dict of 0-d tensors
         - ``clip_ratio/low_mean``, ``clip_ratio/high_mean``, ``clip_ratio/region_mean``: the share of tokens whose
-          gate is closed, since π is below or above π_old, and both. Read from the policy term's own gradient: 0
-          although advantage and weight are not. A dual clip and the limit of `ratio` count.
+          gate is closed, since the ratio (the sequence's, where that is clipped) is below or above 1, and both. Read
+          from the policy term's own gradient: 0 although advantage and weight are not. A dual clip and the limit of
+          `ratio` count.
         - ``ratio/mean``: of π / π_old. ``ratio/limited``: the share beyond e^±20.
         - ``entropy``: where it is known.
         - ``kl``: k3 to the reference policy, where the recipe reads it.
@@ -58,7 +60,8 @@ def measure(
         out["ratio/limited"] = d.abs() > LIMIT
         if "advantages" in recipe.objective.reads:
             closed = (coefficients.policy == 0) & (tokens.advantages != 0) & (coefficients.weights != 0)
-            out["clip_ratio/low_mean"], out["clip_ratio/high_mean"] = closed & (d < 0), closed & (d > 0)
+            side = recipe.objective.level(tokens) if isinstance(recipe.objective, Clip) else d
+            out["clip_ratio/low_mean"], out["clip_ratio/high_mean"] = closed & (side < 0), closed & (side > 0)
             out["clip_ratio/region_mean"] = closed
     if "entropies" in current:
         out["entropy"] = tokens.entropies

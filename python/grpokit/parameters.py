@@ -51,6 +51,19 @@ def check_choice(stage: Any, name: str, choices: tuple[str, ...]) -> None:
         raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
 
 
+def check_flag(stage: Any, name: str) -> None:
+    """Refuses a parameter that is neither True nor False.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`, with the stage and the parameter.
+    """
+    value = _plain(stage, name)
+    if not isinstance(value, bool):
+        raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected="True or False")
+
+
 def check_count(stage: Any, name: str, *, at_least: int = 0) -> None:
     """Refuses a parameter that is not a whole number, 0 (or `at_least`) or more.
 

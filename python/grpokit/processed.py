@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._native import ArrowColumn, Groups, Rows
-from .columns import integers, take, words
-from .errors import InputError, InputTypeError
+from .columns import Ragged, integers, take, words
+from .errors import InputError, InputTypeError, error
 from .lint import lint
 from .parameters import whole
 from .selection import FINISH, Reason
@@ -82,8 +82,8 @@ class Processed:
     ----------
     keep : (N,) bool
         Whether the row is worth training on.
-    advantages : (N,) float64
-        Exactly 0 where dropped.
+    token_advantages : Ragged or None
+        Of an estimator that gives one number a token: the values and where each row's begin, exactly 0 where dropped.
     staleness : (N,) int64 or None
         The trainer's version minus the answer's oldest; None without `version=`.
     missing : int or None
@@ -103,7 +103,7 @@ class Processed:
         sources: tuple[Groups, list[Any]] | None,
         parts: dict[str, NDArray[np.float64]],
         stages: Sequence[Select | None],
-        advantages: NDArray[np.float64],
+        advantages: NDArray[np.float64] | Ragged,
         staleness: NDArray[np.int64] | None,
         missing: int | None,
         table: Any = None,
@@ -112,12 +112,28 @@ class Processed:
         self._fan_out, self._ids, self._held, self._parts, self._stages = fan_out, ids, held, parts, stages
         self._sources, self._alive = sources, table
         self.keep: NDArray[np.bool_] = self._expand(rows.keep())
-        self.advantages: NDArray[np.float64] = self._expand(advantages)
+        self.token_advantages = advantages if isinstance(advantages, Ragged) else None
+        if self.token_advantages is not None and fan_out is not None:
+            raise error("needs_one_row", stage=type(recipe.advantage).__name__)
+        self._advantages = None if isinstance(advantages, Ragged) else self._expand(advantages)
         self.staleness = staleness
         self.missing = missing
 
     def __len__(self) -> int:
         return len(self.keep)
+
+    @property
+    def advantages(self) -> NDArray[np.float64]:
+        """(N,) float64: exactly 0 where dropped.
+
+        Raises
+        ------
+        InputError
+            `per_token`: the recipe's estimator gives one number a token, see `token_advantages`.
+        """
+        if self._advantages is None:
+            raise error("per_token", stage=type(self._recipe.advantage).__name__)
+        return self._advantages
 
     def _expand(self, values_M: NDArray[Any]) -> NDArray[Any]:
         return values_M if self._fan_out is None else self._fan_out.expand(values_M)
@@ -262,9 +278,13 @@ class Processed:
         head = f"Row {row} (group {self.groups.id[group]!r}, {outcome}) is "
         if not stage:
             n, mean = self.groups.n[group], self.groups.mean[group]
-            return (
-                f"{head}kept: {n} outcomes of its group count, mean {mean:.3g}; advantage {self.advantages[row]:+.3g}."
-            )
+            if self._advantages is not None:
+                advantage = f"advantage {self._advantages[row]:+.3g}"
+            else:
+                tokens = np.zeros(0) if self.token_advantages is None else self.token_advantages[row]
+                ends = "none" if not len(tokens) else f"{tokens[0]:+.3g} to {tokens[-1]:+.3g}"
+                advantage = f"advantages of its {len(tokens)} tokens: {ends}"
+            return f"{head}kept: {n} outcomes of its group count, mean {mean:.3g}; {advantage}."
         first = self._rows.reason(stage)
         selection = self._stages[stage - 1]
         read = self._rows.read_at(stage, group)

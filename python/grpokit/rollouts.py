@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -16,8 +16,8 @@ import numpy as np
 from ._native import ArrowColumn, Groups, Rows
 from ._recipe import Recipe
 from ._recipe import recipe as named
-from .columns import WHOLE, Names, Source, floats, integers, keys, numeric_parts, owned, take
-from .errors import GroupWarning, error
+from .columns import RAGGED, WHOLE, WORDS, Names, Source, floats, integers, keys, numeric_parts, owned, ragged, take
+from .errors import GroupWarning, error, nearest
 from .fan_out import FanOut
 from .lint import CODES, every_group_is_one
 from .parameters import whole
@@ -223,12 +223,16 @@ def _columns(source: Source, fan_out: FanOut | None, reads: dict[str, Stage], ve
         raise error("needs_version", reader=type(reads["version"]).__name__)
     read: dict[str, Any] = {"version": version}
     for name in [name for name in reads if name != "version"]:
-        column = source.get(name, type(reads[name]).__name__)
+        column = source.several(name, type(reads[name]).__name__)[0]
+        if name == "reward_parts":
+            read[name] = _parts(source, fan_out)
+            continue
         if name in WHOLE:
             column = integers(name, column)
         if name in ("version_min", "version_max") and version is not None:
             _check_versions(name, column, version)
-        read[name] = column if fan_out is None else fan_out.reduce(name, column)
+        column = column if fan_out is None else fan_out.reduce(name, column)
+        read[name] = ragged(name, column) if name in RAGGED else column
     return read
 
 
@@ -387,9 +391,7 @@ def group_stats(rewards: Any, groups: Any, *, ddof: float = 1) -> GroupStats:
     return GroupStats(*statistics(Rows(_grouped(groups), floats("reward", rewards)), ddof))
 
 
-def advantages(
-    rewards: Any, groups: Any, estimator: Advantage, *, response_len: Any = None, step: Any = None
-) -> NDArray[np.float64]:
+def advantages(rewards: Any, groups: Any, estimator: Advantage, **columns: Any) -> NDArray[np.float64]:
     """The advantage of every row.
 
     Parameters
@@ -399,15 +401,14 @@ def advantages(
     groups : Groups, or a column of ids
         From `group`.
     estimator : Advantage
-        `GroupNorm()`, `MeanBaseline()`, `LeaveOneOut()`, `GlobalNorm(...)`, or your own.
-    response_len : (N,) int, tokens, optional
-        Read by `GlobalNorm(over="tokens")`.
-    step : (N,) int, optional
-        The batch of each row, read by `GlobalNorm`.
+        `GroupNorm()`, `MeanBaseline()`, `LeaveOneOut()`, `GlobalNorm(...)`, ..., or your own.
+    **columns : (N,) each
+        What else the estimator reads, by grpokit's names: `response_len`, `baseline_reward`, ...; and `step`, the batch
+        of each row, for estimators that look at a whole batch.
 
     Returns
     -------
-    (N,) float64
+    (N,) float64, or Ragged where the estimator gives one number a token
 
     Raises
     ------
@@ -423,13 +424,25 @@ def advantages(
     if not isinstance(cast("object", estimator), Advantage):
         expected = "a grpokit.Advantage, such as GroupNorm()"
         raise error("bad_parameter", owner="advantages", name="estimator", given=estimator, expected=expected)
+    known = [*WORDS, *sorted(estimator.reads)]
+    for name in columns:
+        if name not in known:
+            near = nearest(name, known)
+            raise error("unknown_parameter", owner="advantages", given=name, nearest=near, known=", ".join(known))
     groups = _grouped(groups)
-    given = {"reward": rewards, "response_len": response_len, "step": step}
-    source = Source({name: column for name, column in given.items() if column is not None})
+    given = {name: column for name, column in columns.items() if column is not None}
+    parts = given.pop("reward_parts", None)
+    parts = parts if isinstance(parts, Mapping) else {} if parts is None else {"reward_parts": parts}
+    names = {"reward_parts": [f"part {name}" for name in parts]} if parts else {}
+    table = {"reward": rewards, **given, **{f"part {name}": column for name, column in parts.items()}}
+    source = Source(table, names, known)
     rows = Rows(groups, floats("reward", source.get("reward", "advantages")))
-    wanted = estimator.reads | ({"step"} if step is not None else set())
-    read = {name: integers(name, source.get(name, type(estimator).__name__)) for name in wanted}
-    return estimator.run(rows, groups, read)
+    read = _columns(source, None, dict.fromkeys(estimator.reads, estimator), None)
+    if "reward_parts" in read:
+        read["reward_parts"] = dict(zip(parts, read["reward_parts"].values(), strict=True))
+    if "step" in given:
+        read["step"] = integers("step", source.get("step", "advantages"))
+    return cast("NDArray[np.float64]", estimator.run(rows, groups, read))
 
 
 def _grouped(groups: Any) -> Groups:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from . import arithmetic
 from .errors import error
 from .parameters import check_choice, check_count, check_number
 from .stages import OTHER, Select, register
@@ -75,6 +76,10 @@ class HasSignal(Select):
 
     def __post_init__(self) -> None:
         check_number(self, "tolerance", at_least=0)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return arithmetic.equal_groups()
 
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Drops the groups without signal."""

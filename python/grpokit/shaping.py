@@ -1,16 +1,18 @@
 """Stage 1, shape: what is added to a reward before the advantage is taken.
 
-In: rewards and the answers' lengths. Out: shaped rewards, which only the advantage reads; filters and metrics read the
-outcome, since a filter on shaped rewards is a known way to collapse.
+In: rewards, the answers' lengths or log-probs. Out: shaped rewards, which only the advantage reads; filters and metrics
+read the outcome, since a filter on shaped rewards is a known way to collapse.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from . import arithmetic
+from .columns import Ragged
 from .errors import error
-from .parameters import check_count
+from .parameters import check_choice, check_count, check_number
 from .stages import Shape, register
 
 if TYPE_CHECKING:
@@ -60,9 +62,76 @@ class Overlong(Shape):
             expected = f"at most max_len={self.max_len}"
             raise error("bad_parameter", owner="Overlong", name="cache", given=self.cache, expected=expected)
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return arithmetic.overlong(self.max_len, self.cache)
+
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Adds the punishment to the shaped rewards."""
         rows.overlong(columns["response_len"], self.max_len, self.cache)
+
+
+@register("shape")
+@dataclass(frozen=True)
+class KLPenalty(Shape):
+    """KL in the reward: takes β Σ_t k(x_t) off, x = log π_old − log π_ref, summed over the answer's tokens.
+
+    Parameters
+    ----------
+    beta : float
+        β, 0 or more.
+    kind : {"k1", "k2", "k3"}
+        k1 = x, k2 = x²/2 or k3 = e^−x + x − 1; see `KL`.
+
+    Notes
+    -----
+    Reads `logp_old` and `logp_ref`, a list of numbers a row. With k1 the gradient of the expected reward is exactly
+    that of R − β KL(π ‖ π_ref) over whole answers; a KL term of the loss gives that of each token's own state only.
+    `GlobalNorm(beta=...)` is the same token by token, as REINFORCE++ has it.
+
+    Examples
+    --------
+    >>> import grpokit as gk
+    >>> rows = {"group_id": [1, 1], "reward": [1.0, 0.0], "logp_old": [[-1.0, -2.0], [-1.0]],
+    ...         "logp_ref": [[-1.5, -2.0], [-1.0]]}
+    >>> gk.process(rows, gk.recipe("rloo").replace(shape=(gk.KLPenalty(0.1),))).shaped_rewards.tolist()
+    [0.95, 0.0]
+    """
+
+    beta: float
+    kind: Literal["k1", "k2", "k3"] = "k1"
+    reads: ClassVar[frozenset[str]] = frozenset({"logp_old", "logp_ref"})
+    equation: ClassVar[str] = "R − β Σ_t k(x_t), x = log π_old − log π_ref"
+    example: ClassVar[dict[str, float]] = {"beta": 0.05}
+
+    def __post_init__(self) -> None:
+        check_number(self, "beta", at_least=0)
+        check_choice(self, "kind", ("k1", "k2", "k3"))
+
+    def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
+        """Takes the penalty off the shaped rewards."""
+        old, ref = columns["logp_old"], columns["logp_ref"]
+        rows.add(-self.beta * Ragged(estimates(self.kind, old, ref), old.offsets).sums())
+
+
+def estimates(kind: str, old: Ragged, ref: Ragged) -> NDArray[np.float64]:
+    """(T,) float64: the estimator at each token, x = log π_old − log π_ref.
+
+    Raises
+    ------
+    InputError
+        `lists_differ`: a row whose lists differ in length.
+    """
+    import numpy as np
+
+    sizes, others = np.diff(old.offsets), np.diff(ref.offsets)
+    if (sizes != others).any():
+        row = int((sizes != others).argmax())
+        raise error("lists_differ", first="logp_old", second="logp_ref", row=row, n=int(sizes[row]), m=int(others[row]))
+    x: NDArray[np.float64] = old.values - ref.values
+    if kind == "k1":
+        return x
+    return x * x / 2 if kind == "k2" else np.expm1(-x) + x
 
 
 def overlong_penalty(lengths: object, *, max_len: int, cache: int) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._native import Groups, Rows
+    from .columns import Ragged
     from .tokens import Normalizer, Tokens
 
 Scope = Literal["row", "group", "token", "sequence", "batch"]
@@ -41,11 +42,19 @@ class Stage:
         Which rows or tokens it must be shown together.
     equation : str
         One line, in the paper's symbols.
+    example : dict
+        Values for the parameters that no paper states and that are therefore required: what tests and pages use.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
     scope: ClassVar[Scope] = "row"
     equation: ClassVar[str] = ""
+    example: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What its numbers amount to, a sentence each; `Recipe.explain` prints them."""
+        return ()
 
 
 class Shape(Stage):
@@ -115,13 +124,13 @@ class Advantage(Stage):
         """
         raise _no_call(self)
 
-    def run(self, rows: Rows, groups: Groups, columns: Columns) -> NDArray[np.float64]:
+    def run(self, rows: Rows, groups: Groups, columns: Columns) -> NDArray[np.float64] | Ragged:
         """The advantages of all rows, 0 where dropped; built-in stages call the native core here."""
         import numpy as np
 
         kept = rows.keep()
         shown = rows.live() & rows.kept_groups()[groups.codes]
-        given = {name: column[shown] if np.ndim(column) else column for name, column in as_numpy(self, columns).items()}
+        given = {name: _of_rows(column, shown) for name, column in as_numpy(self, columns).items()}
         values = self(rows.shaped()[shown], groups.take(shown), _Columns(self, given))
         advantages_N = np.zeros(rows.n)
         advantages_N[shown] = _column(self, values, int(shown.sum()), "f", kept[shown])
@@ -143,13 +152,16 @@ class Objective(Stage):
 
     Attributes
     ----------
+    gradient : str
+        g = ∂LOSS_t/∂log π (and h = ∂LOSS_t/∂H), in closed form, one line.
     folds : bool
         Uses `tokens.weight` inside its own formula, so that the spine applies the drops only.
     breaks : dict of str
-        The laws that do not hold, each with the reason; the tests check that they do break.
+        The laws that do not hold, each with the reason; `grpokit.testing.laws` checks that they do break.
     """
 
     scope: ClassVar[Scope] = "token"
+    gradient: ClassVar[str] = ""
     folds: ClassVar[bool] = False
 
     @property
@@ -182,12 +194,27 @@ KINDS: dict[str, type[Stage]] = {
     "aggregate": Aggregate,
 }
 REGISTRY: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "recipe")}
-_HOME = ("shaping", "selection", "ranking", "advantage", "mismatch", "objective", "aggregate", "recipes")
+_HOME = (
+    "shaping",
+    "selection",
+    "ranking",
+    "advantage",
+    "passk",
+    "gdpo",
+    "mismatch",
+    "objective",
+    "aggregate",
+    "recipes",
+    "recipes_beyond_clip",
+)
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-def register(kind: str) -> Callable[[T], T]:
+EXAMPLES: dict[str, Mapping[str, Any]] = {}
+
+
+def register(kind: str, *, example: Mapping[str, Any] | None = None) -> Callable[[T], T]:
     """Makes a stage, or a recipe, known by its name.
 
     Parameters
@@ -195,6 +222,9 @@ def register(kind: str) -> Callable[[T], T]:
     kind : {"shape", "select", "advantage", "correct", "objective", "aggregate", "recipe"}
         A frozen dataclass derived from `grpokit.Shape`, `Select`, ... or, for a recipe, a function with keyword
         arguments that returns a `grpokit.Recipe`.
+    example : dict, optional
+        For a recipe: values for its required arguments, which tests and pages use. (A stage has an attribute of that
+        name.)
 
     Raises
     ------
@@ -224,6 +254,8 @@ def register(kind: str) -> Callable[[T], T]:
         if known is not None and (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
             raise error("registered_twice", kind=kind, name=thing.__name__, owner=known.__module__)
         REGISTRY[kind][thing.__name__] = thing
+        if kind == "recipe":
+            EXAMPLES[thing.__name__] = example or {}
         return thing
 
     return add
@@ -301,16 +333,33 @@ class _Columns(dict[str, Any]):
 
 def as_numpy(stage: Stage, columns: Columns) -> _Columns:
     """The columns that a stage written in Python reads, as NumPy arrays that it cannot write to."""
-    from .columns import as_numpy
+    from .columns import Ragged, as_numpy
 
-    given = {}
+    given: dict[str, Any] = {}
     for name in stage.reads:
         column = columns[name]
-        if name != "version":
-            column = as_numpy(column).view()
-            column.flags.writeable = False
-        given[name] = column
+        if isinstance(column, dict):
+            given[name] = {part: _read_only(values) for part, values in column.items()}
+        else:
+            given[name] = column if name == "version" or isinstance(column, Ragged) else _read_only(as_numpy(column))
     return _Columns(stage, given)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _of_rows(column: Any, shown: NDArray[np.bool_]) -> Any:
+    """A column's values in some rows."""
+    from .columns import Ragged
+
+    if isinstance(column, Ragged):
+        return column.take(shown)
+    if isinstance(column, dict):
+        return {name: values[shown] for name, values in column.items()}
+    return column[shown] if getattr(column, "ndim", 0) else column
 
 
 def _counting(values_N: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:

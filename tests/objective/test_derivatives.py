@@ -15,6 +15,7 @@ from tests.losses import (
     RECIPES,
     current,
     described,
+    kinks,
     padded,
     ragged,
     recipe,
@@ -22,7 +23,6 @@ from tests.losses import (
 )
 
 from grpokit.loss import coefficients
-from grpokit.objective import columns
 from grpokit.reference import loss as reference
 
 EPS = 1e-6
@@ -72,39 +72,39 @@ def test_on_policy_weights_are_constants_of_the_gradient():
         agree(batch, r, current(batch, d))
 
 
-def kinks(r):
-    """The values of log r where the loss has a corner."""
-    objective = r.objective
-    bounds = columns.log_bounds(getattr(objective, "low", None), getattr(objective, "high", None))
-    dual = getattr(objective, "dual", None)
-    return [b for b in (*bounds, dual and math.log(dual), -columns.LIMIT, columns.LIMIT) if b is not None]
-
-
 def check_central_differences(batch, r, now):
+    """The closed form is the slope, and at a corner one of the two that meet there."""
     rows, x = ragged(batch, now)
-    closed, corners = reference.gradient(rows, described(r), x), kinks(r)
-    base = [row.get(f"{r.ratio}_logps", frozen["logps"]) for row, frozen in zip(rows, x, strict=True)]
+    recipe_, closed = described(r), reference.gradient(rows, described(r), x)
+    corners = 0
     for i, row in enumerate(x):
         for column in row:
             for t, here in enumerate(row[column]):
-                if column == "logps" and any(abs(here - base[i][t] - c) < 10 * EPS for c in corners):
-                    continue
                 ends = []
-                for moved in (here + EPS, here - EPS):
+                for moved in (here + EPS, here, here - EPS):
                     y = [{k: list(v) for k, v in other.items()} for other in x]
                     y[i][column][t] = moved
-                    ends.append(math.fsum(v for out in reference.loss(rows, described(r), y, x) for v in out))
-                slope = (ends[0] - ends[1]) / (2 * EPS)
-                # Rounding of a loss of size |L| is amplified by 1/EPS; the truncation EPS² f''' is far below.
-                bound = 1e-8 * (1 + abs(ends[0]) + abs(closed[i][column][t]))
-                assert abs(slope - closed[i][column][t]) < bound, (i, column, t, slope, closed[i][column][t])
+                    ends.append(math.fsum(v for out in reference.loss(rows, recipe_, y, x) for v in out))
+                right, left = (ends[0] - ends[1]) / EPS, (ends[1] - ends[2]) / EPS
+                g = closed[i][column][t]
+                # Rounding of a loss of size |L| is amplified by 1/EPS. One-sided, the truncation is EPS/2 times the
+                # second derivative: a corner shows as a difference that is no such thing.
+                noise = 1e-8 * (1 + abs(ends[1]) + abs(g))
+                if abs(right - left) < 1e3 * noise:
+                    assert abs((right + left) / 2 - g) < noise, (i, column, t, right, left, g)
+                else:
+                    corners += 1
+                    assert min(abs(right - g), abs(left - g)) < 1e3 * noise, (i, column, t, right, left, g)
+    return corners
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_central_differences_are_the_closed_form(name):
     d = table(4, lengths=(5, 0, 3, 1), near=0.4, per_token=True)
     for batch in (padded(d), padded(d, old_logps=None)):
-        check_central_differences(batch, RECIPES[name], current(batch, d))
+        corners = check_central_differences(batch, RECIPES[name], current(batch, d))
+        # On-policy a ratio is 1, and that is a corner of some.
+        assert not corners or "old_logps" not in batch.columns
 
 
 @st.composite
@@ -116,9 +116,10 @@ def steps(draw):
         draw(st.sampled_from(AGGREGATES)),
         draw(st.sampled_from([(), BONUSES])),
     )
-    lengths = draw(st.lists(st.integers(0, 4), max_size=4))
+    # 3 equal numbers have exactly their own mean; of 4 the sum may be rounded, and a corner missed by an ulp.
+    lengths = draw(st.lists(st.integers(0, 3), max_size=4))
     d = table(draw(st.integers(0, 99)), lengths, per_token=True)
-    corners = [*kinks(r), 0.0, -0.3, 0.7]
+    corners = [*kinks(r.objective), 0.0, -0.3, 0.7]
     for s, row in enumerate(d["mask"].tolist()):
         for t, live in enumerate(row):
             if live and draw(st.booleans()):

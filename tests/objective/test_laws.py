@@ -13,86 +13,114 @@ from tests.losses import AGGREGATES, OBJECTIVES, RECIPES, current, padded, permu
 
 import grpokit as gk
 from grpokit.loss import coefficients, from_logps
-from grpokit.objective import KL, Clip, Entropy, Reinforce, columns
+from grpokit.objective import KL, Clip, columns
+from grpokit.reference import loss as reference
 from grpokit.stages import REGISTRY, Objective
-from grpokit.tokens import ALWAYS, Tokens
-
-LAWS = {"zero_advantage", "homogeneous", "on_policy", "bounded"}
+from grpokit.testing import laws
 
 
-def gradients(d, r):
-    batch = padded(d)
-    return batch, coefficients(batch, r, current(batch, d)).gradients
-
-
-def shares(batch, aggregate):
-    """c, by counting: one over what the aggregate's docstring says."""
-    lengths = batch.live.lengths
-    N = len(lengths) if aggregate.over == "rows" else int((lengths > 0).sum())
-    denominators = {
-        "TokenMean": [float(lengths.sum())] * len(lengths),
-        "SequenceMean": [N * float(n) for n in lengths],
-        "SequenceSum": [float(N)] * len(lengths),
-        "Constant": [N * 16.0] * len(lengths),
-    }[type(aggregate).__name__]
-    return 1 / torch.tensor(denominators, dtype=torch.float64).repeat_interleave(lengths)
-
-
-@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_laws_hold_or_are_declared_broken(name, per_token):
+def test_laws_hold_or_are_declared_broken(name, seed):
     objective = OBJECTIVES[name]
-    for aggregate in AGGREGATES:
-        r = recipe(objective, aggregate=aggregate)
-        d = table(6, per_token=per_token)
-        held = set()
-        if not any(g.any() for g in gradients(d | {"advantages": 0 * d["advantages"]}, r)[1].values()):
-            held.add("zero_advantage")
-        thrice, once = gradients(d | {"advantages": 3 * d["advantages"]}, r)[1], gradients(d, r)[1]
-        if all(torch.allclose(thrice[k], 3 * once[k], rtol=1e-12, atol=1e-15) for k in once):
-            held.add("homogeneous")
-        on = d | {"old_logps": d["logps"], "rollout_logps": d["logps"], "ref_logps": d["logps"]}
-        batch, g = gradients(on, r)
-        c, A = shares(batch, aggregate), batch.columns["advantages"]
-        if torch.allclose(g["logps"], -A * c, rtol=1e-12) and not g["entropies"].any():
-            held.add("on_policy")
-        far = []
-        for s in (-15.0, 15.0):
-            shifted = {k: d[k] + s for k in ("old_logps", "rollout_logps", "ref_logps")}
-            far.append(gradients(d | shifted, r)[1]["logps"].abs().max())
-        if max(far) <= 5 * (A.abs() * c).max():
-            held.add("bounded")
-        assert held == LAWS - objective.breaks.keys()
-        assert all(objective.breaks.values())
-
-
-def test_breaks_name_laws():
-    for objective in OBJECTIVES.values():
-        assert objective.breaks.keys() <= LAWS
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_reads_is_what_is_touched(name):
-    d = table(6)
-    batch, touched = padded(d), set()
-
-    class Spy(dict):
-        def __getitem__(self, key):
-            touched.add(key)
-            return super().__getitem__(key)
-
-    objective = OBJECTIVES[name]
-    tokens = batch.tokens(recipe(objective), current(batch, d))
-    objective.value(Tokens(Spy(tokens._columns), tokens.lengths))
-    assert touched - ALWAYS == objective.reads
+    laws.check(objective, seed=seed)
+    assert laws.broken(objective, seed=seed) == set(objective.breaks)
+    assert all(objective.breaks.values())
 
 
 def test_every_built_in_objective_is_in_these_tests():
     ours = {cls for cls in REGISTRY["objective"].values() if cls.__module__.startswith("grpokit.")}
-    assert ours == {type(o) for o in OBJECTIVES.values()} == {Clip, Reinforce, KL, Entropy}
-    for cls in ours:
-        assert cls.equation
-        assert sys.modules[cls.__module__].__doc__
+    assert ours == {type(o) for o in OBJECTIVES.values()}
+    for objective in OBJECTIVES.values():
+        assert objective.equation
+        assert objective.gradient.startswith(("g", "h"))
+        assert sys.modules[type(objective).__module__].__doc__
+    for known in (reference.VALUES, reference.GRADIENTS):
+        assert set(known) == {cls.__name__ for cls in ours}
+
+
+@dataclass(frozen=True)
+class Wrong(Objective):
+    """PPO without a clip, with a fault."""
+
+    fault: str
+    reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
+
+    @property
+    def breaks(self):
+        return {"bounded": "no clip"} | ({"homogeneous": "none"} if self.fault == "declared broken" else {})
+
+    def value(self, tokens):
+        d, A = tokens.log_ratio, tokens.advantages
+        r = columns.ratio(d)
+        if self.fault == "pulls":
+            return -r * A + 0.1 * d
+        if self.fault == "saturates":
+            return -r * A.tanh()
+        if self.fault == "steep":
+            return -1.1 * r * A
+        if self.fault == "couples the batch":
+            return -r * (A - A.mean())
+        if self.fault == "counts places":
+            return -r * A * (1 + 0.1 * torch.arange(len(d)).to(d) / len(d))
+        if self.fault == "cancels":
+            return -A * r * columns.stop((r + 300 - 300) / r)
+        if self.fault == "random":
+            return -r * A * (1 + 1e-6 * torch.rand(1).to(d))
+        return -r * A
+
+
+@pytest.mark.parametrize(
+    ("fault", "law"),
+    [
+        ("pulls", "zero_advantage"),
+        ("saturates", "homogeneous"),
+        ("steep", "on_policy"),
+        ("couples the batch", "on_policy"),
+        ("counts places", "on_policy"),
+        ("cancels", "fp32"),
+        ("random", "repeated"),
+    ],
+)
+def test_the_laws_notice(fault, law, monkeypatch):
+    """A fault is found, and by the law that is meant where the ones before it cannot see it."""
+    if fault in ("couples the batch", "counts places", "random"):
+        monkeypatch.setattr(laws, "_on_policy", lambda step, recipe: "")
+        monkeypatch.setattr(laws, "_homogeneous", lambda step, recipe: "")
+        law = {"couples the batch": "split", "counts places": "split", "random": "slopes"}[fault]
+    with pytest.raises(laws.LawError, match=f"^{law}: "):
+        laws.check(Wrong(fault))
+
+
+@pytest.mark.parametrize(("fault", "law"), [("counts places", "order"), ("random", "split")])
+def test_the_laws_behind_notice_as_well(fault, law, monkeypatch):
+    for other in ("_on_policy", "_homogeneous", "_slopes", *(["_split"] if law == "order" else [])):
+        monkeypatch.setattr(laws, other, lambda step, recipe: "")
+    with pytest.raises(laws.LawError, match=f"^{law}: "):
+        laws.check(Wrong(fault))
+
+
+def test_laws_that_are_declared():
+    laws.check(Wrong(""))
+    assert laws.broken(Wrong("declared broken")) != set(Wrong("declared broken").breaks)
+    with pytest.raises(laws.LawError, match="reads: "):
+        laws.check(dataclass(frozen=True)(type("Reads", (Wrong,), {"reads": Wrong.reads | {"ref_logps"}}))(""))
+    unknown = type("Unknown", (Wrong,), {"breaks": {"split": "it does"}})
+    with pytest.raises(laws.LawError, match="declares \\['split'\\] broken; laws that may be"):
+        laws.check(dataclass(frozen=True)(unknown)(""))
+
+
+def test_a_forgotten_stop_is_noticed(monkeypatch):
+    """CISPO whose weight is differentiated: the slope of its value is its gradient, and only on-policy it shows."""
+    monkeypatch.setattr("grpokit.objective.clipped_weight.stop", lambda x: x)
+    with pytest.raises(laws.LawError, match="^on_policy: "):
+        laws.check(gk.ClippedWeight(4.0))
+
+
+def test_a_stop_of_torch_instead_of_ours_is_noticed(monkeypatch):
+    monkeypatch.setattr("grpokit.objective.clipped_weight.stop", lambda x: x.detach())
+    with pytest.raises(laws.LawError, match="^slopes: "):
+        laws.check(gk.ClippedWeight(4.0))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -253,6 +281,23 @@ def test_wrong_objectives_are_told(objective, kind):
         (lambda: Clip(dual=float("nan")), "dual"),
         (lambda: KL("k4"), "kind"),
         (lambda: KL(to="policy"), "to"),
+        (lambda: KL(corrected=1), "corrected"),
+        (lambda: gk.SequenceClip(low=1.0), "low"),
+        (lambda: gk.SequenceClipToken(dual=0.5), "dual"),
+        (lambda: gk.GeometricClip(high=-0.1), "high"),
+        (lambda: gk.ClippedWeight(high=-1.0), "high"),
+        (lambda: gk.ClippedWeight(4.0, low=1.0), "low"),
+        (lambda: gk.SoftGate(positive=0.0), "positive"),
+        (lambda: gk.SoftGate(negative=float("nan")), "negative"),
+        (lambda: gk.GaussianGate(sigma=0.0), "sigma"),
+        (lambda: gk.GaussianGate(sigma=2.0, sigma_high=1.0), "sigma_high"),
+        (lambda: gk.GaussianGate(beta=-1.0), "beta"),
+        (lambda: gk.GammaWeight(k_neg=-1.0), "k_neg"),
+        (lambda: gk.Regression(beta=0.0), "beta"),
+        (lambda: gk.Divergence("chi2", 1.0), "f"),
+        (lambda: gk.Divergence("js", 0.0), "eta"),
+        (lambda: gk.MixedPolicy(gamma=0.0), "gamma"),
+        (lambda: gk.MixedPolicy(low=1.0), "low"),
         (lambda: gk.TIS(cap=0), "cap"),
         (lambda: gk.TIS(cap=None), "cap"),
         (lambda: gk.IcePop(low=0.0), "low"),

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from grpokit.stages import EXAMPLES
 from grpokit.trainer.config import Evaluation, TinyModel, TrainConfig, WarmStart
 
 
@@ -36,6 +37,11 @@ def config():
         warm_start=WarmStart(steps=4, batch_size=8),
         evaluation=Evaluation(prompts=6, samples=2, every=2),
     )
+
+
+def parameters_of(name):
+    """What a recipe requires, but for the run's own length."""
+    return {k: v for k, v in EXAMPLES[name].items() if k != "max_len"}
 
 
 class Silent:

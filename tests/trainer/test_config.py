@@ -1,6 +1,7 @@
 import dataclasses
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 
 import grpokit as gk
 from grpokit.trainer.config import Evaluation, TinyModel, TrainConfig, WarmStart
+
+from .conftest import parameters_of
 
 
 def test_the_written_file_is_read_back_equal(tmp_path):
@@ -71,8 +74,10 @@ def test_a_resolved_file_still_follows_a_changed_length(tmp_path):
 
 @pytest.mark.parametrize("name", gk.recipe_names())
 def test_every_recipe_can_be_configured(name):
-    config = TrainConfig(recipe=name).resolve()
-    assert config.make_recipe() == TrainConfig(recipe=name).make_recipe()
+    given = TrainConfig(recipe=name, recipe_parameters=parameters_of(name))
+    config = given.resolve()
+    assert config.make_recipe() == given.make_recipe()
+    assert TrainConfig.from_dict(tomllib.loads(config.to_toml())) == config
 
 
 @pytest.mark.parametrize(

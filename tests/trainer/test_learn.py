@@ -9,11 +9,15 @@ import grpokit as gk
 from grpokit.trainer.collect import collect
 from grpokit.trainer.learn import Learner
 from grpokit.trainer.policy import Policy
+from grpokit.trainer.rollout import generate
+
+from .conftest import parameters_of
 
 
-def collected(policy, task, config, *, reward=None, seed=0):
+def collected(policy, task, config, *, reward=None, seed=0, reference=None):
     return collect(
         policy,
+        reference=reference,
         task=task,
         reward=reward,
         recipe=config.make_recipe(),
@@ -112,7 +116,7 @@ def test_an_update_is_the_gradient_of_the_equation(task, config):
 
 @pytest.mark.parametrize("name", gk.recipe_names())
 def test_micro_batches_do_not_change_an_update(task, config, name):
-    config = dataclasses.replace(config, recipe=name)
+    config = dataclasses.replace(config, recipe=name, recipe_parameters=parameters_of(name))
     _, whole, _ = learned(task, config)
     _, parts, _ = learned(task, dataclasses.replace(config, microbatch_tokens=1))
     assert whole.updates == parts.updates == config.updates_per_step
@@ -120,6 +124,83 @@ def test_micro_batches_do_not_change_an_update(task, config, name):
         # Adam's first steps are the gradient's sign: rounding shows where a gradient is all but zero.
         close = torch.isclose(a, b, atol=1e-6)
         assert close.float().mean() > 0.99, name
+
+
+def test_remax_has_the_greedy_answers_reward_as_its_baseline(task, config):
+    config = dataclasses.replace(config, recipe="remax")
+    policy = Policy.tiny(config.tiny, seed=2)
+    sampled = collected(policy, task, config)
+    prompts = [item["prompt"] for item in sampled.items]
+    greedy = generate(policy, prompts, max_completion_length=6, temperature=0, generator=torch.Generator())
+    again = generate(
+        policy, prompts, max_completion_length=6, temperature=0, generator=torch.Generator().manual_seed(9)
+    )
+    assert greedy == again
+    expected = [r - task.score(c.text, item) for r, c, item in zip(sampled.rewards, greedy, sampled.items, strict=True)]
+    np.testing.assert_allclose(sampled.processed.advantages, expected, atol=1e-15)
+    logits = policy.logits(policy.pad(greedy).inputs, max(len(c.token_ids) for c in greedy))
+    best = logits.argmax(-1)
+    assert all(best[i, : len(c.token_ids)].tolist() == c.token_ids for i, c in enumerate(greedy))
+
+
+def test_luffy_has_a_demonstration_in_every_group(task, config):
+    config = dataclasses.replace(config, recipe="luffy", updates_per_step=1, max_grad_norm=1e9)
+    sampled, learner, _ = learned(task, config)
+    shown = [c.off_policy for c in sampled.completions]
+    assert shown == [False, False, False, True] * config.prompts_per_step
+    for item, completion, reward in zip(sampled.items, sampled.completions, sampled.rewards, strict=True):
+        assert reward == task.score(completion.text, item)
+        if completion.off_policy:
+            assert set(completion.text) == {item["prompt"][0]}
+    # Against the equation, from a policy as it was: −A π for own tokens' gradient, π / (π + 0.1) for shown ones.
+    policy = Policy.tiny(config.tiny, seed=2)
+    batch = policy.pad(sampled.completions)
+    logps = policy.logits(batch.inputs, batch.targets.shape[1]).log_softmax(-1)
+    logps = logps.gather(-1, batch.targets[..., None])[..., 0]
+    A, off = torch.from_numpy(sampled.processed.advantages).float()[:, None], torch.tensor(shown)[:, None]
+    loss = -(A * torch.where(off, logps.exp() / (logps.exp() + 0.1), logps))[batch.mask].sum() / batch.mask.sum()
+    loss.backward()
+    for ours, expected in zip(learner.policy.model.parameters(), policy.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_luffy_needs_demonstrations(config):
+    class Mute:
+        def prompts(self, rng, n):
+            return [{"prompt": f"a{rng.randrange(1000)}>"} for _ in range(n)]
+
+        def score(self, completion, item):
+            return 0.0
+
+    with pytest.raises(gk.InputError) as caught:
+        collected(Policy.tiny(config.tiny, seed=2), Mute(), dataclasses.replace(config, recipe="luffy"))
+    assert caught.value.kind == "no_demonstrations"
+
+
+def test_reinforce_pp_learns_from_advantages_per_token(task, config):
+    parameters = {"ddof": 1, "eps": 1e-8, "beta": 0.5}
+    config = dataclasses.replace(
+        config, recipe="reinforce_pp", recipe_parameters=parameters, updates_per_step=1, max_grad_norm=1e9
+    )
+    policy, reference = Policy.tiny(config.tiny, seed=2), Policy.tiny(config.tiny, seed=3)
+    sampled = collected(policy, task, config, reference=reference)
+    batch = policy.pad(sampled.completions)
+    old, ref = (who.logps(batch, 1.0, 10**6)[0].double() for who in (policy, reference))
+    gap = torch.where(batch.mask, old - ref, 0.0)
+    to_go = gap.flip(1).cumsum(1).flip(1)
+    x = torch.tensor(sampled.rewards).double()[:, None] - 0.5 * to_go
+    A = (x - x[batch.mask].mean()) / (x[batch.mask].std() + 1e-8)
+    np.testing.assert_allclose(sampled.processed.token_advantages.values, A[batch.mask].numpy(), rtol=1e-5, atol=1e-5)
+    assert sampled.kl == pytest.approx(float(gap[batch.mask].mean()), abs=1e-6)
+    learner = Learner(policy, config.make_recipe(), config)
+    learner.learn(sampled)
+    again = Policy.tiny(config.tiny, seed=2)
+    logps = (
+        again.logits(batch.inputs, batch.targets.shape[1]).log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+    )
+    (-(A.float() * logps)[batch.mask].sum() / batch.mask.sum()).backward()
+    for ours, expected in zip(policy.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-3)
 
 
 def test_groups_are_dealt_whole_and_each_once(task, config):

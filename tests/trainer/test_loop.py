@@ -11,6 +11,8 @@ from grpokit.trainer.policy import Policy
 from grpokit.trainer.rollout import generate
 from grpokit.trainer.tasks import is_held_out
 
+from .conftest import parameters_of
+
 FILES = ["checkpoint", "config.toml", "metrics.jsonl", "rollouts.jsonl", "summary.json"]
 
 
@@ -98,10 +100,41 @@ def test_it_learns_what_it_is_rewarded_for(train, config, tmp_path):
 
 @pytest.mark.parametrize("name", gk.recipe_names())
 def test_every_recipe_trains(train, config, tmp_path, name):
-    train(dataclasses.replace(config, recipe=name, steps=2))
-    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    trainer, _ = train(dataclasses.replace(config, recipe=name, recipe_parameters=parameters_of(name), steps=3))
+    *_, before, last = lines(tmp_path / "run" / "metrics.jsonl")
     assert last["updates"] == config.updates_per_step
-    assert ("kl" in last) == (name == "grpo")
+    assert last["grad_norm"] > 0
+    assert ("kl" in last) == (name in ("grpo", "reinforce_pp", "reinforce_pp_baseline"))
+    assert before["step"] == 2
+    rows = lines(tmp_path / "run" / "rollouts.jsonl")
+    assert any(row["off_policy"] for row in rows) if name == "luffy" else "off_policy" not in rows[0]
+    assert isinstance(rows[0]["advantage"], list) == (name == "reinforce_pp")
+
+
+@pytest.mark.parametrize("control", ["kl", "entropy"])
+def test_a_steered_coefficient_moves_and_is_in_the_checkpoint(train, config, tmp_path, control):
+    settings = {
+        "kl": ["recipe=grpo", "kl_control.target=1e-9", "kl_control.horizon=16"],
+        "entropy": ["recipe=grpo", "recipe.beta=0", "entropy_control.target=9", "entropy_control.delta=0.25"],
+    }
+    trainer, _ = train(config.with_settings(settings[control]))
+    found = [row[f"{control}_coef"] for row in lines(tmp_path / "run" / "metrics.jsonl")[1:]]
+    state = json.loads((tmp_path / "run" / "checkpoint" / "controllers.json").read_text())
+    if control == "kl":
+        # The first step is on-policy and the second is not: far above its target, β grows by a fifth for 16 rollouts.
+        assert found[0] == 0.04
+        assert found[2] == pytest.approx(found[1] * 1.2)
+        assert state["kl_coef"]["coefficient"] == pytest.approx(found[2] * 1.2)
+    else:
+        assert found == [0.0, 0.25, 0.5]
+        assert state["entropy_coef"] == {"coefficient": 0.75, "raised": 0.75}
+        assert trainer.learner.recipe.extra == (gk.Term(gk.Entropy(), -0.75, (), trainer.recipe.aggregate),)
+    assert trainer.recipe == trainer.config.make_recipe()
+
+
+def test_a_kl_target_without_a_kl_penalty_is_refused(train, config):
+    with pytest.raises(gk.InputError, match="recipe 'dapo' has no KL penalty whose coefficient could be steered"):
+        train(config.with_settings(["recipe=dapo", "kl_control.target=0.1"]))
 
 
 def test_a_reward_function_replaces_the_tasks_score(train, config, tmp_path):

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from grpokit import arithmetic
 from grpokit.parameters import check_number
 from grpokit.stages import Objective, register
 
@@ -63,6 +64,7 @@ class Clip(Objective):
     high: float | None = 0.2
     dual: float | None = None
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
+    symbol: ClassVar[str] = "r"
 
     def __post_init__(self) -> None:
         check_number(self, "low", at_least=0, less_than=1, optional=True)
@@ -72,17 +74,31 @@ class Clip(Objective):
     @property
     def equation(self) -> str:  # type: ignore[override]
         """Eq. 7, with the dual clip where there is one."""
-        dual = "" if self.dual is None else ", at most −dual · A where A < 0"
-        return f"−min(r A, clip(r, 1 − low, 1 + high) A){dual}"
+        r, dual = self.symbol, "" if self.dual is None else ", at most −dual · A where A < 0"
+        return f"−min({r} A, clip({r}, 1 − low, 1 + high) A){dual}"
+
+    @property
+    def gradient(self) -> str:  # type: ignore[override]
+        """The same times the gate."""
+        r, dual = self.symbol, "" if self.dual is None else f", {self.symbol} ≤ dual"
+        return f"g = −A {r} while {r} ≤ 1 + high (A > 0) or {r} ≥ 1 − low{dual} (A < 0), else 0"
 
     @property
     def breaks(self) -> Mapping[str, str]:
         return {"bounded": "A < 0 and r → ∞ is pushed down with r; a dual clip ends that"} if self.dual is None else {}
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return arithmetic.token_clip(self.high)
+
     def value(self, tokens: Tokens) -> Tensor:
         # min(r A, clip(r) A) is A times r with the bound that A pushes towards. Written like this, d alone decides the
         # gate; of two rounded products, min would call a tie what is beyond the bound.
-        d, A = tokens.log_ratio, tokens.advantages
+        d, A = self.level(tokens), tokens.advantages
         low, high = log_bounds(self.low, self.high)
         dual = None if self.dual is None else math.log(self.dual)
         return -A * ratio(where(A < 0, clip(d, low, dual), clip(d, None, high)))
+
+    def level(self, tokens: Tokens) -> Tensor:
+        """(T,): log r, whose bounds are meant."""
+        return tokens.log_ratio

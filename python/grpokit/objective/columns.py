@@ -40,9 +40,19 @@ def stop(x: Tensor) -> Tensor:
 
 
 def where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-    """`a` where the condition holds, else `b`; gradients follow the choice."""
+    """`a` where the condition holds, else `b`; gradients follow the choice. Two numbers give float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> where(torch.tensor([True, False]), 1.0, 1.05)
+    tensor([1.0000, 1.0500], dtype=torch.float64)
+    """
     import torch
 
+    if not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor):
+        # torch would round both to fp32.
+        a, b = torch.tensor([a, b], dtype=torch.float64, device=condition.device)
     return torch.where(condition, a, b)
 
 

@@ -31,6 +31,7 @@ class Entropy(Objective):
 
     reads: ClassVar[frozenset[str]] = frozenset({"entropies"})
     equation: ClassVar[str] = "H"
+    gradient: ClassVar[str] = "h = 1, ∂H/∂z_v = −p_v (log p_v + H) for the logits z"
 
     @property
     def breaks(self) -> Mapping[str, str]:

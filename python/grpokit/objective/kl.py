@@ -2,19 +2,32 @@
 
 With x = log π − log π_ref: k1 = x, k2 = x²/2, k3 = e^−x + x − 1. k3 is GRPO's (arXiv:2402.03300, eq. 4).
 
-As a loss they are not what their names promise: on rollouts of π, k1's gradient has mean 0, k2's is the gradient of
-KL(π ‖ π_ref), and k3's is that of KL(π_ref ‖ π) (arXiv:2510.01555).
+Which is unbiased, on rollouts of π (`tests/objective/test_kl.py` proves each line by enumeration):
 
-Left out: KL in the reward, and weighing the estimator by the ratio.
+======= =============== ========================================== ==============================================
+        value           gradient of the loss term                  as a penalty of the reward (`KLPenalty`)
+======= =============== ========================================== ==============================================
+k1      KL(π ‖ π_ref)   0: no regularisation at all                ∇KL(π ‖ π_ref)
+k2      not the KL      ∇KL(π ‖ π_ref) in the token's own state    ∇E[x²/2] − ∇KL(π ‖ π_ref)
+k3      KL(π ‖ π_ref)   ∇KL(π_ref ‖ π) in the token's own state    ∇KL(π ‖ π_ref) − ∇KL(π_ref ‖ π)
+======= =============== ========================================== ==============================================
+
+A loss term sees each token's state as given: what a token does to the states behind it is only in the reward's return.
+On rollouts of π_old, `corrected` weighs the estimator by the ratio r, which is not a constant: then k1 and k3 have both
+value and gradient of KL(π ‖ π_ref) in the token's state (arXiv:2512.02556, and arXiv:2510.01555 on k3's bias).
+
+Left out: a bound on the estimators; verl's keep k3 within ±10, where its gradient is then 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from grpokit.parameters import check_choice
+from grpokit.parameters import check_choice, check_flag
 from grpokit.stages import Objective, register
+
+from .columns import ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +48,8 @@ class KL(Objective):
         The estimator.
     to : {"ref", "old", "rollout"}
         The policy that π is held to.
+    corrected : bool
+        Weighs the estimator by r = π / π_old, through which the gradient goes as well.
 
     Raises
     ------
@@ -43,8 +58,8 @@ class KL(Objective):
 
     Notes
     -----
-    The derivatives by log π are 1, x and 1 − e^−x. k3 has no limit: it grows as e^−x where π is far below π_ref, and
-    overflows in fp32 at x < −88, which shows.
+    The derivatives by log π are 1, x and 1 − e^−x; corrected, r (1 + x), r (x + x²/2) and r x. k3 has no limit: it
+    grows as e^−x where π is far below π_ref, and overflows in fp32 at x < −88, which shows.
 
     Examples
     --------
@@ -57,28 +72,45 @@ class KL(Objective):
 
     kind: Literal["k1", "k2", "k3"] = "k3"
     to: Literal["ref", "old", "rollout"] = "ref"
-    equation: ClassVar[str] = "k(x), x = log π − log π_to: k1 = x, k2 = x²/2, k3 = e^−x + x − 1"
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         check_choice(self, "kind", ("k1", "k2", "k3"))
         check_choice(self, "to", ("ref", "old", "rollout"))
+        check_flag(self, "corrected")
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The estimator."""
+        r, k = "r " if self.corrected else "", {"k1": "x", "k2": "x²/2", "k3": "(e^−x + x − 1)"}[self.kind]
+        return f"{r}{k}, x = log π − log π_{self.to}"
+
+    @property
+    def gradient(self) -> str:  # type: ignore[override]
+        """Its derivative."""
+        plain, corrected = {"k1": ("1", "1 + x"), "k2": ("x", "x + x²/2"), "k3": ("1 − e^−x", "x")}[self.kind]
+        return f"g = r ({corrected})" if self.corrected else f"g = {plain}"
 
     @property
     def reads(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"logps", f"{self.to}_logps"})
+        return frozenset({"logps", f"{self.to}_logps"} | ({"log_ratio"} if self.corrected else set()))
 
     @property
     def breaks(self) -> Mapping[str, str]:
-        reason = "it has no advantage: it pulls towards another policy"
-        unbounded = {} if self.kind == "k1" else {"bounded": "the further from the other policy, the harder the pull"}
-        return dict.fromkeys(("zero_advantage", "homogeneous", "on_policy"), reason) | unbounded
+        reason = "it has no advantage: it pulls towards another policy, whatever the reward"
+        return dict.fromkeys(("zero_advantage", "homogeneous", "on_policy", "bounded"), reason)
 
     def value(self, tokens: Tokens) -> Tensor:
         other: Tensor = getattr(tokens, f"{self.to}_logps")
-        x = tokens.logps - other
-        if self.kind == "k1":
-            return x
-        if self.kind == "k2":
-            return x * x / 2
-        # expm1, since exp(−x) − 1 + x loses what is left of x²/2 near 0.
-        return (-x).expm1() + x
+        k = estimate(self.kind, tokens.logps - other)
+        return ratio(tokens.log_ratio) * k if self.corrected else k
+
+
+def estimate(kind: str, x: Tensor) -> Tensor:
+    """The estimator of that name at x = log π − log π_to."""
+    if kind == "k1":
+        return x
+    if kind == "k2":
+        return x * x / 2
+    # expm1, since exp(−x) − 1 + x loses what is left of x²/2 near 0.
+    return (-x).expm1() + x

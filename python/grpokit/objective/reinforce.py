@@ -33,6 +33,7 @@ class Reinforce(Objective):
 
     reads: ClassVar[frozenset[str]] = frozenset({"logps", "advantages"})
     equation: ClassVar[str] = "−A log π"
+    gradient: ClassVar[str] = "g = −A"
 
     def value(self, tokens: Tokens) -> Tensor:
         return -tokens.advantages * tokens.logps

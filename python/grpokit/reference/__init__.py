@@ -2,7 +2,7 @@
 
 Nothing here is fast, and nothing here imports the rest of grpokit: the native core, the torch objectives and anyone
 else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `ranking`, `advantage` on rows,
-`mismatch`, `objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts` and
+`mismatch`, `objective`, `sequence_objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts` and
 the ledger, `staleness`.
 """
 
@@ -16,6 +16,7 @@ from . import (
     packing,
     ranking,
     selection,
+    sequence_objective,
     shaping,
     staleness,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "packing",
     "ranking",
     "selection",
+    "sequence_objective",
     "shaping",
     "staleness",
 ]

@@ -5,6 +5,7 @@ Sums are exact (`math.fsum`), so that what is left of rounding is the definition
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,73 @@ def leave_one_out(R: Sequence[float]) -> list[float]:
     if not has_signal(R):
         return [0.0] * len(R)
     return [r - mean([other for j, other in enumerate(R) if j != i]) for i, r in enumerate(R)]
+
+
+def greedy_baseline(R: Sequence[float], greedy: Sequence[float]) -> list[float]:
+    """A_i = R_i − R_greedy (ReMax, arXiv:2310.10505)."""
+    return [r - g for r, g in zip(R, greedy, strict=True)]
+
+
+def length_baseline(R: Sequence[float], L: Sequence[float]) -> list[float]:
+    """A_i = R_i − Σ_j L_j R_j / Σ_j L_j (OPO, arXiv:2505.23585)."""
+    total = math.fsum(L)
+    if not has_signal(R):
+        return [0.0] * len(R)
+    b = math.fsum(l * r for l, r in zip(L, R, strict=True)) / total if total else R[0]
+    return [r - b for r in R]
+
+
+def soft_value(R: Sequence[float], beta: float) -> list[float]:
+    """A_i = R_i − V, V = β log mean_j exp(R_j / β) (OAPL, arXiv:2602.19362, eq. 2)."""
+    top = max(R)
+    V = top + beta * math.log1p(math.fsum(math.expm1((r - top) / beta) for r in R) / len(R))
+    return [r - V for r in R]
+
+
+def best_of(R: Sequence[float], k: int) -> float:
+    """max@k: the mean over all subsets of k of their best."""
+    subsets = list(itertools.combinations(R, k))
+    return math.fsum(max(S) for S in subsets) / len(subsets)
+
+
+def pkpo(R: Sequence[float], k: int, baseline: str) -> list[float]:
+    """s_i = Σ_{S∋i, |S|=k} max_S R / C(n, k), less a baseline (PKPO, arXiv:2505.15201, eqs. 19, 29, 33)."""
+    n, A = len(R), []
+    for i in range(n):
+        others = [r for j, r in enumerate(R) if j != i]
+        rests = list(itertools.combinations(others, k - 1))
+        if baseline == "loo-1":
+            A.append(math.fsum(max(*rest, R[i]) - max(rest) for rest in rests) / math.comb(n, k))
+        else:
+            s = math.fsum(max([*rest, R[i]]) for rest in rests) / math.comb(n, k)
+            A.append(s - k / (n - 1) * best_of(others, k) if baseline == "loo" else s)
+    return A
+
+
+def pass_k_training(R: Sequence[float], k: int, eps: float) -> list[float]:
+    """A+ and A− of Pass@k Training (arXiv:2508.10751) for rewards that are 0 or 1."""
+    n, c = len(R), sum(r == 1 for r in R)
+    rho = 1 - math.comb(n - c, k) / math.comb(n, k)
+    sigma = math.sqrt(max(rho * (1 - rho), 0.0))
+    if sigma + eps == 0:
+        return [0.0] * n
+    wrong = math.comb(n - c - 1, k - 1) / math.comb(n - 1, k - 1) if c < n else 0.0
+    return [(1 - rho if r == 1 else 1 - rho - wrong) / (sigma + eps) for r in R]
+
+
+def pass_k_argmax(R: Sequence[float], spread: float) -> list[float]:
+    """(R_best − R_second) / spread for the single best (arXiv:2503.19595)."""
+    ranked = sorted(R, reverse=True)
+    if len(R) < 2 or ranked[0] == ranked[1] or spread == 0:
+        return [0.0] * len(R)
+    return [(ranked[0] - ranked[1]) / spread if r == ranked[0] else 0.0 for r in R]
+
+
+def rescaled_mean(groups: Sequence[Sequence[float]]) -> list[list[float]]:
+    """A = B / (B − M) · (R − mean), M of a batch's B groups have no signal (GPG, arXiv:2504.02546)."""
+    M = sum(not has_signal(R) for R in groups)
+    alpha = len(groups) / (len(groups) - M) if len(groups) > M else 0.0
+    return [[alpha * a for a in mean_baseline(R)] for R in groups]
 
 
 def global_norm(x: Sequence[float], w: Sequence[float], ddof: float, eps: float) -> list[float]:

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import objective, sequence_objective
 from .aggregate import DENOMINATORS, counts
 from .mismatch import WEIGHTS
-from .objective import GRADIENTS, VALUES, Column, Columns
+from .sequence_objective import FOLDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from .objective import Column, Columns
+
+VALUES = objective.VALUES | sequence_objective.VALUES
+GRADIENTS = objective.GRADIENTS | sequence_objective.GRADIENTS
 
 
 def loss(
@@ -76,9 +82,11 @@ def _sequences(
     for i, row in enumerate(rows):
         kept = [t for t, w_t in enumerate(w[i]) if w_t != 0]
         base = row.get(f"{recipe.get('ratio', 'old')}_logps", frozen[i]["logps"])
-        s = _take({**row, "base_logps": base}, kept)
+        s = _take({**row, "base_logps": base, "weights": w[i]}, kept)
         c = [1 / DENOMINATORS[name](tokens, N, lengths[i], **parameters) for _ in kept]
-        out.append((s, [term.get("scale", 1.0) * c_t * w[i][t] for c_t, t in zip(c, kept, strict=True)], kept))
+        folds = term["objective"]["stage"] in FOLDS
+        k = [term.get("scale", 1.0) * c_t * (1.0 if folds else w[i][t]) for c_t, t in zip(c, kept, strict=True)]
+        out.append((s, k, kept))
     return out
 
 

@@ -16,6 +16,7 @@ import grpokit as gk
 from . import rewards
 from .rollout import generate
 from .tasks import Item, Task, draw
+from .warmstart import demonstrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +47,8 @@ class Sampled:
         The recipe's verdict.
     rounds : int
         How often the step sampled.
+    kl : float
+        The mean of log π_old − log π_ref over the kept rows' tokens, where the recipe has KL in the reward; else NaN.
     """
 
     items: list[Item]
@@ -54,6 +57,7 @@ class Sampled:
     group_id: NDArray[np.int64]
     processed: Any
     rounds: int
+    kl: float = float("nan")
 
     def metrics(self) -> dict[str, float]:
         """What the step sampled, by TRL's names where TRL has one."""
@@ -64,11 +68,16 @@ class Sampled:
             "sampling/completions": found["rows"],
             "sampling/used": float(self.processed.counts["kept"]),
             "sampling/kept_share": found["kept_share"],
+            **({} if np.isnan(self.kl) else {"kl": self.kl}),
             **{f"sampling/{name}": value for name, value in found.items() if name.startswith("dropped/")},
         }
 
     def records(self, step: int, version: int, groups: int) -> Iterator[dict[str, Any]]:
-        """The rows of the first `groups` groups under grpokit's column names, for ``rollouts.jsonl``."""
+        """The rows of the first `groups` groups under grpokit's column names, for ``rollouts.jsonl``.
+
+        An advantage is a list where it is one a token.
+        """
+        per_token, shown = self.processed.token_advantages, any(c.off_policy for c in self.completions)
         for row in np.flatnonzero(self.group_id < groups).tolist():
             item, completion = self.items[row], self.completions[row]
             answer = {"answer": item["answer"]} if "answer" in item else {}
@@ -85,14 +94,16 @@ class Sampled:
                 "version_min": version,
                 "version_max": version,
                 "keep": bool(self.processed.keep[row]),
-                "advantage": float(self.processed.advantages[row]),
+                "advantage": (self.processed.advantages if per_token is None else per_token)[row].tolist(),
                 "shaped_reward": float(self.processed.shaped_rewards[row]),
+                **({"off_policy": completion.off_policy} if shown else {}),
             }
 
 
 def collect(
     policy: Policy,
     *,
+    reference: Policy | None = None,
     task: Task,
     reward: rewards.Reward | None,
     recipe: gk.Recipe,
@@ -103,34 +114,62 @@ def collect(
     """Samples until `prompts_per_step` groups have a row that the recipe keeps, in `max_rounds` rounds at most.
 
     Each round asks as many new prompts as groups are missing, so nothing that is kept is thrown away, and the recipe
-    always sees the step's rows together.
+    always sees the step's rows together. What the recipe reads beyond rewards is made here: a greedy answer to each
+    prompt, log-probs, and where the loss tells demonstrations apart one of the task's as the last row of each group.
     """
-    size = config.num_generations
+    size, shows = config.num_generations, recipe.reads("off_policy")
     items: list[Item] = []
     completions: list[Completion] = []
     values: list[float | None] = []
+    more: dict[str, list[Any]] = {}
     missing, rounds = config.prompts_per_step, 0
+
+    def answer(asked: list[Item], temperature: float) -> tuple[list[Completion], list[float | None]]:
+        prompts, longest = [item["prompt"] for item in asked], config.max_completion_length
+        answered = generate(
+            policy, prompts, max_completion_length=longest, temperature=temperature, generator=generator
+        )
+        return answered, worth(asked, answered)
+
+    def worth(asked: list[Item], answered: list[Completion]) -> list[float | None]:
+        texts = [c.text for c in answered]
+        return rewards.call(reward, asked, texts) if reward else rewards.score(task, asked, texts)
+
     while True:
         rounds += 1
-        asked = [item for item in draw(task, rng, missing, held_out=False) for _ in range(size)]
-        answered = generate(
-            policy,
-            [item["prompt"] for item in asked],
-            max_completion_length=config.max_completion_length,
-            temperature=config.temperature,
-            generator=generator,
-        )
-        texts = [c.text for c in answered]
-        values += rewards.call(reward, asked, texts) if reward else rewards.score(task, asked, texts)
-        items, completions = items + asked, completions + answered
+        drawn = draw(task, rng, missing, held_out=False)
+        asked = [item for item in drawn for _ in range(size)]
+        answered, scores = answer(asked, config.temperature)
+        if shows:
+            last = slice(size - 1, None, size)
+            answered[last] = demonstrations(policy, task, drawn, rng)
+            scores[last] = worth(drawn, answered[last])
+        if recipe.rows_read("baseline_reward"):
+            more.setdefault("baseline_reward", []).extend(r for r in answer(drawn, 0.0)[1] for _ in range(size))
+        for name, who in (("logp_old", policy), ("logp_ref", reference)):
+            if recipe.rows_read(name):
+                more.setdefault(name, []).extend(_logps(who or policy, answered, config))
+        items, completions, values = items + asked, completions + answered, values + scores
         group_id = np.arange(len(items)) // size
         columns = {
             "group_id": group_id,
             "reward": values,
             "response_len": np.array([len(c.token_ids) for c in completions]),
             "finish": [c.finish for c in completions],
+            **more,
         }
         processed = gk.process(columns, recipe, need=config.prompts_per_step)
         missing = processed.missing or 0
         if not missing or rounds == config.max_rounds:
-            return Sampled(items, completions, values, group_id, processed, rounds)
+            kl = float("nan")
+            if "logp_ref" in more:
+                pairs = zip(more["logp_old"], more["logp_ref"], processed.keep, strict=True)
+                gaps = [np.subtract(old, ref) for old, ref, kept in pairs if kept]
+                kl = float(np.concatenate(gaps).mean()) if gaps else kl
+            return Sampled(items, completions, values, group_id, processed, rounds, kl)
+
+
+def _logps(policy: Policy, completions: list[Completion], config: TrainConfig) -> list[list[float]]:
+    """Each completion's log-probs, a list of its length."""
+    logps, _ = policy.logps(policy.pad(completions), config.temperature, config.microbatch_tokens)
+    return [row[: len(c.token_ids)] for row, c in zip(logps.tolist(), completions, strict=True)]

@@ -107,6 +107,47 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KLControl:
+    """Steers the coefficient of the recipe's KL penalty; see `grpokit.AdaptiveKL`.
+
+    Parameters
+    ----------
+    target : float
+        The KL per token to hold, in nats; 0 leaves the coefficient as the recipe has it.
+    horizon : float
+        In rollouts: how slowly the coefficient moves.
+    """
+
+    target: float = _at_least(0, 0.0)
+    horizon: float = _above(0, 10_000.0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyControl:
+    """Adds an entropy bonus and steers its coefficient; see `grpokit.AdaptiveEntropy`.
+
+    Parameters
+    ----------
+    target : float
+        The entropy per token to hold, in nats; 0 adds no bonus.
+    delta : float
+        The step of the coefficient.
+    high : float
+        Its largest value.
+    """
+
+    target: float = _at_least(0, 0.0)
+    delta: float = _at_least(0, 0.005)
+    high: float = _at_least(0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """All that decides a run's numbers.
 
@@ -143,6 +184,10 @@ class TrainConfig:
     threads : int
         Of torch. One, since a model this small gains little from a second one and is several times slower with it
         where the cores are busy. The same number gives the same bits.
+    kl_control : KLControl
+        Steers the KL penalty's coefficient.
+    entropy_control : EntropyControl
+        Adds an entropy bonus and steers it.
     tiny : TinyModel
         The model.
     warm_start : WarmStart
@@ -176,6 +221,8 @@ class TrainConfig:
     max_grad_norm: float = _above(0, 1.0)
     logged_groups: int = _at_least(0, 2)
     threads: int = _at_least(1, 1)
+    kl_control: KLControl = field(default_factory=KLControl)
+    entropy_control: EntropyControl = field(default_factory=EntropyControl)
     tiny: TinyModel = field(default_factory=TinyModel)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)

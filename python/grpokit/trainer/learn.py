@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 import grpokit as gk
+from grpokit.controllers import AdaptiveEntropy, AdaptiveKL
 from grpokit.errors import error
+from grpokit.objective import KL
+from grpokit.shaping import KLPenalty
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +42,8 @@ class Learner:
 
     def __init__(self, policy: Policy, recipe: gk.Recipe, config: TrainConfig) -> None:
         self.policy, self.recipe, self.config, self.updates = policy, recipe, config, 0
-        self.reference = policy.frozen() if recipe.reads("ref_logps") else None
+        self.reference = policy.frozen() if recipe.reads("ref_logps") or recipe.rows_read("logp_ref") else None
+        self.controllers = controllers_of(recipe, config)
         # foreach: one call changes all weights, so that an interrupt finds them as they were before it or after it.
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
@@ -57,19 +61,40 @@ class Learner:
         if not len(kept):
             return {"updates": 0}
         batch = self.policy.pad([sampled.completions[row] for row in kept])
-        advantages = torch.from_numpy(sampled.processed.advantages[kept]).to(batch.targets.device)
+        advantages = _advantages(sampled, kept, batch)
+        off_policy = torch.tensor([sampled.completions[row].off_policy for row in kept], device=batch.targets.device)
         old_logps, entropies = self.policy.logps(batch, config.temperature, config.microbatch_tokens)
         gap = (old_logps - batch.rollout_logps).abs()[batch.mask]
         dealt = self._deal(sampled.group_id[kept])
-        measured = [self._update(batch[rows], advantages[rows], old_logps[rows]) for rows in dealt]
+        measured = [self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows]) for rows in dealt]
+        means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
+        entropy = entropies[batch.mask].mean().item()
         return {
-            **{name: float(np.mean([each[name] for each in measured])) for name in measured[0]},
-            "entropy": entropies[batch.mask].mean().item(),
+            **means,
+            **self._steer(entropy, means.get("kl", sampled.kl), len(kept)),
+            "entropy": entropy,
             "sampling/sampling_logp_difference/mean": gap.mean().item(),
             "sampling/sampling_logp_difference/max": gap.max().item(),
             "learning_rate": config.learning_rate,
             "updates": len(measured),
         }
+
+    def _steer(self, entropy: float, kl: float, rollouts: int) -> dict[str, float]:
+        """Moves the controlled coefficients; the recipe of the next step has them."""
+        found = {}
+        for name, controller in self.controllers.items():
+            # The coefficient that this step had, as its metrics were measured under it.
+            found[name] = controller.coefficient
+            if isinstance(controller, AdaptiveKL):
+                controller.update(kl, rollouts)
+            else:
+                controller.update(entropy)
+            self.recipe = controller.apply(self.recipe)
+        return found
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint needs beside the weights: the controllers' states by the name of their metric."""
+        return {name: controller.state_dict() for name, controller in self.controllers.items()}
 
     def _deal(self, group_id: NDArray[np.int64]) -> list[Tensor]:
         """The rows of each update: whole groups, dealt evenly."""
@@ -77,9 +102,9 @@ class Learner:
         hands = np.array_split(groups, min(self.config.updates_per_step, len(groups)))
         return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
 
-    def _update(self, rows: Padded, advantages: Tensor, old_logps: Tensor) -> dict[str, float]:
+    def _update(self, rows: Padded, advantages: Tensor, old_logps: Tensor, off_policy: Tensor) -> dict[str, float]:
         config, width, ref_logps = self.config, rows.targets.shape[1], None
-        if self.reference is not None:
+        if self.reference is not None and self.recipe.reads("ref_logps"):
             ref_logps, _ = self.reference.logps(rows, config.temperature, config.microbatch_tokens)
         batch = gk.TokenBatch(
             targets=rows.targets,
@@ -88,6 +113,7 @@ class Learner:
             old_logps=old_logps,
             rollout_logps=rows.rollout_logps,
             ref_logps=ref_logps,
+            off_policy=off_policy,
             inputs=rows.inputs,
             temperature=config.temperature,
         )
@@ -109,3 +135,36 @@ class Learner:
         self.optimizer.step()
         self.updates += 1
         return metrics | {"grad_norm": norm.item()}
+
+
+def controllers_of(recipe: gk.Recipe, config: TrainConfig) -> dict[str, AdaptiveKL | AdaptiveEntropy]:
+    """The controllers that the configuration asks for, by the name of their metric.
+
+    Raises
+    ------
+    InputError
+        `nothing_to_control`: the recipe has no KL penalty to steer.
+    """
+    found: dict[str, AdaptiveKL | AdaptiveEntropy] = {}
+    kl, entropy = config.kl_control, config.entropy_control
+    if kl.target:
+        scales = [term.scale for term in recipe.extra if isinstance(term.objective, KL)]
+        scales += [stage.beta for stage in recipe.shape if isinstance(stage, KLPenalty)]
+        beta = next((scale for scale in [*scales, getattr(recipe.advantage, "beta", 0.0)] if scale > 0), 1.0)
+        found["kl_coef"] = AdaptiveKL(beta, kl.target, kl.horizon)
+        found["kl_coef"].apply(recipe)
+    if entropy.target:
+        found["entropy_coef"] = AdaptiveEntropy(entropy.target, entropy.delta, 0.0, entropy.high)
+    return found
+
+
+def _advantages(sampled: Sampled, kept: NDArray[np.int64], batch: Padded) -> Tensor:
+    """(B,) of rows, or (B, T) where the recipe's estimator gives one a token."""
+    per_token = sampled.processed.token_advantages
+    if per_token is None:
+        values = sampled.processed.advantages[kept]
+    else:
+        values = np.zeros(batch.targets.shape)
+        for i, row in enumerate(kept.tolist()):
+            values[i, : len(per_token[row])] = per_token[row]
+    return torch.from_numpy(values).to(batch.targets.device)

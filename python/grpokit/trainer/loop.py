@@ -122,6 +122,7 @@ class Trainer:
         self.steps = self.completions = self.used = self.tokens = 0
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
+        self.controllers: dict[str, dict[str, float]] = {}
         self.run.create(config, overwrite=self.overwrite)
 
     def _warm_start(self) -> None:
@@ -154,14 +155,16 @@ class Trainer:
         config, started, version = self.config, perf_counter(), self.learner.updates
         sampled = collect(
             self.policy,
+            reference=self.learner.reference,
             task=self.task,
             reward=self.reward,
-            recipe=self.recipe,
+            recipe=self.learner.recipe,
             config=config,
             rng=self.rng,
             generator=self.generator,
         )
         metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled)
+        self.controllers = self.learner.state()
         self.run.rollouts(sampled.records(step, version, config.logged_groups))
         self.steps, self.completions = step, self.completions + len(sampled.completions)
         self.used += int(sampled.processed.keep.sum())
@@ -175,7 +178,7 @@ class Trainer:
 
     def _close(self, status: str) -> Summary:
         self.console.close()
-        self.run.checkpoint(self.policy)
+        self.run.checkpoint(self.policy, self.controllers)
         summary = Summary(
             status=status,
             directory=str(self.run.path),

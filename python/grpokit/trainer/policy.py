@@ -43,6 +43,8 @@ class Completion:
         Whether it ended by itself or at the limit.
     text : str
         What the tokens say, without the end token.
+    off_policy : bool
+        Whether it is a demonstration and not the policy's.
     """
 
     prompt_ids: list[int]
@@ -50,6 +52,7 @@ class Completion:
     logps: list[float]
     finish: str
     text: str
+    off_policy: bool = False
 
 
 @dataclass(frozen=True)

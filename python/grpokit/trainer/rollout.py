@@ -32,7 +32,7 @@ def generate(
     max_completion_length : int
         Tokens, the end token included.
     temperature : float
-        What the logits are divided by.
+        What the logits are divided by; 0 takes the likeliest token.
     generator : torch.Generator
         Where the randomness comes from; the same state gives the same completions.
 
@@ -70,10 +70,13 @@ def _sample(
         output = policy.model(
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
         )
-        all_logps = (output.logits[:, -1].float() / temperature).log_softmax(-1)
+        all_logps = (output.logits[:, -1].float() / (temperature or 1.0)).log_softmax(-1)
         if not all_logps.isfinite().all():
             raise error("diverged", what="a logit of the policy")
-        tokens = torch.multinomial(all_logps.exp(), 1, generator=generator)
+        if temperature:
+            tokens = torch.multinomial(all_logps.exp(), 1, generator=generator)
+        else:
+            tokens = all_logps.argmax(-1, keepdim=True)
         logps.append(all_logps.gather(1, tokens))
         sampled.append(tokens.masked_fill(done[:, None], pad))
         done = done | (tokens[:, 0] == end)

@@ -3,7 +3,7 @@
 config.toml      everything resolved; reproduces the run
 metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
 rollouts.jsonl   some groups of each step, under grpokit's column names
-checkpoint/      model and tokenizer as `transformers` saves them
+checkpoint/      model and tokenizer as `transformers` saves them; controllers.json where a coefficient is steered
 summary.json     how it ended
 """
 
@@ -130,9 +130,16 @@ class RunDirectory:
         """Adds rows of rollouts."""
         self._append("rollouts.jsonl", rows)
 
-    def checkpoint(self, policy: Policy) -> None:
-        """Writes the current weights and the tokenizer, in place of the former ones."""
-        _whole(self.path / "checkpoint", policy.save)
+    def checkpoint(self, policy: Policy, controllers: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Writes the current weights, the tokenizer and the controllers' states, in place of the former ones."""
+
+        def write(directory: Path) -> None:
+            policy.save(directory)
+            if controllers:
+                text = json.dumps(controllers, indent=2) + "\n"
+                (directory / "controllers.json").write_text(text, encoding="utf-8")
+
+        _whole(self.path / "checkpoint", write)
 
     def summary(self, summary: Summary) -> None:
         """Writes how the run ended."""

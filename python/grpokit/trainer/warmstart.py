@@ -14,10 +14,11 @@ from .policy import Completion, Policy
 from .tasks import Demonstrates, Task, draw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from random import Random
 
     from .config import WarmStart
+    from .tasks import Item
 
 
 def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each: Callable[[int, float], None]) -> None:
@@ -43,16 +44,10 @@ def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each:
     """
     if not config.steps:
         return
-    if not isinstance(task, Demonstrates):
-        raise error("no_demonstrations", task=type(task).__name__)
-    end = policy.tokenizer.eos_token_id
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.learning_rate, weight_decay=0.0, foreach=True)
     for step in range(1, config.steps + 1):
         items = draw(task, rng, config.batch_size, held_out=False)
-        prompts = policy.encode([item["prompt"] for item in items])
-        answers = [[*ids, end] for ids in policy.encode([task.demonstrate(rng, item) for item in items])]
-        rows = [Completion(p, a, [0.0] * len(a), "stop", "") for p, a in zip(prompts, answers, strict=True)]
-        batch = policy.pad(rows)
+        batch = policy.pad(demonstrations(policy, task, items, rng))
         logits = policy.logits(batch.inputs, batch.targets.shape[1])
         loss = cross_entropy(logits[batch.mask], batch.targets[batch.mask])
         for group in optimizer.param_groups:
@@ -63,3 +58,22 @@ def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each:
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
         each(step, loss.item())
+
+
+def demonstrations(policy: Policy, task: Task, items: Sequence[Item], rng: Random) -> list[Completion]:
+    """One demonstration of each item, as a completion whose tokens had probability 1.
+
+    Raises
+    ------
+    InputError
+        The task has no demonstrations.
+    """
+    if not isinstance(task, Demonstrates):
+        raise error("no_demonstrations", task=type(task).__name__)
+    prompts = policy.encode([item["prompt"] for item in items])
+    texts, end = [task.demonstrate(rng, item) for item in items], policy.tokenizer.eos_token_id
+    answers = [[*ids, end] for ids in policy.encode(texts)]
+    return [
+        Completion(prompt, answer, [0.0] * len(answer), "stop", text, off_policy=True)
+        for prompt, answer, text in zip(prompts, answers, texts, strict=True)
+    ]

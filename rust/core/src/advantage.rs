@@ -1,10 +1,14 @@
 //! Stage 4, advantage: one number a row from the shaped rewards of its group, or of the whole batch.
 
+pub mod within;
+
+use self::within::Baseline;
 use crate::CoreError;
 use crate::groups::has_signal;
 use crate::keys::Codes;
+use crate::members::Members;
 use crate::rows::Rows;
-use crate::threads::{Context, PARALLEL_ROWS, part_size};
+use crate::threads::{Context, PARALLEL_ROWS, POLL_ROWS, part_size};
 
 /// How advantages are estimated. `R` is the shaped reward, mean and std are its group's over the live rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,6 +24,36 @@ pub enum Estimator {
     MeanBaseline,
     /// `R` minus the mean of the others, `n / (n − 1) · (R − mean)`: RLOO.
     LeaveOneOut,
+    /// `α (R − mean)`, `α = B / (B − M)` with M of a batch's B groups without signal: GPG.
+    RescaledMean,
+    /// `R − Σ L R / Σ L` with the answers' lengths L: OPO.
+    LengthBaseline,
+    /// `R − β log mean exp(R / β)`: OAPL.
+    SoftValue {
+        /// The temperature.
+        beta: f64,
+    },
+    /// The gradient of pass@k, for rewards that are 0 or 1.
+    PassKTraining {
+        /// The attempts.
+        k: u64,
+        /// Added to the standard deviation.
+        eps: f64,
+    },
+    /// The lead of the best over the second best, for the best alone.
+    PassKArgmax {
+        /// What is taken off the count in the variance; nothing: the lead is not divided by the standard deviation.
+        ddof: Option<f64>,
+        /// Added to the standard deviation.
+        eps: f64,
+    },
+    /// The gradient of max@k: PKPO.
+    Pkpo {
+        /// The attempts.
+        k: u64,
+        /// What is taken off.
+        baseline: Baseline,
+    },
     /// `(x − mean_batch) / (std_batch + eps)`, `x` the reward or its deviation from the group's mean: REINFORCE++.
     GlobalNorm {
         /// What is taken off the weight in the variance.
@@ -37,11 +71,13 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
     /// The advantages, exactly 0 for dropped rows and, where the estimator is relative to the group, for groups
     /// whose shaped rewards are all equal.
     ///
-    /// `weights` (empty: 1 each) and `batches` are read by [`Estimator::GlobalNorm`] alone: a row's share in the
-    /// batch's statistics, and the batch that it belongs to.
+    /// `weights` (empty: 1 each) and `batches` are read by [`Estimator::GlobalNorm`], a row's share in the batch's
+    /// statistics and the batch that it belongs to; [`Estimator::LengthBaseline`] reads the weights, and
+    /// [`Estimator::RescaledMean`] the batches.
     ///
     /// # Errors
-    /// Columns of different lengths, a batch without weight, or interrupted.
+    /// Columns of different lengths, a batch without weight, a group with fewer rows than attempts are drawn from it, a
+    /// reward that is neither 0 nor 1 where it must be, or interrupted.
     pub fn advantages(
         &mut self,
         estimator: Estimator,
@@ -49,15 +85,24 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         batches: Option<&Codes>,
         context: &Context<'_>,
     ) -> Result<Vec<f64>, CoreError> {
-        let mut advantages = if let Estimator::GlobalNorm { ddof, eps, group_baseline } = estimator {
-            let values = if group_baseline {
-                self.relative(Estimator::MeanBaseline, true, context)?
-            } else {
-                self.rewards().to_vec()
-            };
-            self.whiten(values, ddof, eps, weights, batches)?
-        } else {
-            self.relative(estimator, false, context)?
+        self.check_columns(weights, batches)?;
+        let mut advantages = match estimator {
+            Estimator::GlobalNorm { ddof, eps, group_baseline } => {
+                let values = if group_baseline {
+                    self.relative(Estimator::MeanBaseline, true, context)?
+                } else {
+                    self.rewards().to_vec()
+                };
+                self.whiten(values, ddof, eps, weights, batches)?
+            }
+            Estimator::RescaledMean => {
+                let values = self.relative(Estimator::MeanBaseline, false, context)?;
+                self.rescale(values, batches, context)?
+            }
+            Estimator::GroupNorm { .. } | Estimator::MeanBaseline | Estimator::LeaveOneOut => {
+                self.relative(estimator, false, context)?
+            }
+            _ => self.within(estimator, weights, context)?,
         };
         self.weigh(&mut advantages);
         Ok(advantages)
@@ -102,6 +147,107 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         Ok(advantages)
     }
 
+    fn check_columns(&self, weights: &[f64], batches: Option<&Codes>) -> Result<(), CoreError> {
+        let n = self.len();
+        if !weights.is_empty() && weights.len() != n {
+            return Err(CoreError::Length { column: "response_len", given: weights.len(), expected: n });
+        }
+        if let Some(given) = batches.map(|batches| batches.codes.len()).filter(|&given| given != n) {
+            return Err(CoreError::Length { column: "step", given, expected: n });
+        }
+        Ok(())
+    }
+
+    /// Times B / (B − M), with M of the batch's B groups without signal; groups that a selection took away do not count.
+    fn rescale(
+        &self,
+        mut values: Vec<f64>,
+        batches: Option<&Codes>,
+        context: &Context<'_>,
+    ) -> Result<Vec<f64>, CoreError> {
+        let stats = self.grouping().stats(self.rewards(), context)?;
+        let batch = |row: usize| batches.map_or(0, |batches| batches.codes[row] as usize);
+        let mut counts = vec![[0.0; 2]; batches.map_or(1, |batches| batches.first.len())];
+        for (group, &kept) in self.kept_groups().iter().enumerate() {
+            if kept {
+                let count = &mut counts[batch(self.codes().first[group] as usize)];
+                count[0] += 1.0;
+                count[1] += f64::from(u8::from(stats.signal(group, 0.0)));
+            }
+        }
+        for (row, value) in values.iter_mut().enumerate().filter(|(_, value)| **value != 0.0) {
+            let [all, with_signal] = counts[batch(row)];
+            *value *= all / with_signal;
+        }
+        Ok(values)
+    }
+
+    /// Estimators that look at the rewards of a group one by one.
+    fn within(&self, estimator: Estimator, weights: &[f64], context: &Context<'_>) -> Result<Vec<f64>, CoreError> {
+        let rewards = self.rewards();
+        let stats = match estimator {
+            Estimator::PassKArgmax { ddof: Some(_), .. } => Some(self.grouping().stats(rewards, context)?),
+            _ => None,
+        };
+        let squares = match &stats {
+            Some(stats) => self.grouping().deviations(&mut rewards.to_vec(), &stats.mean, context)?,
+            None => Vec::new(),
+        };
+        let members = Members::new(self.codes(), rewards, self.grouping().live)?;
+        let (mut found, mut advantages, mut since) = (Vec::new(), vec![0.0; self.len()], 0);
+        for (group, at) in members.groups().enumerate() {
+            since += at.len();
+            if since >= POLL_ROWS {
+                context.check()?;
+                since = 0;
+            }
+            if at.is_empty() || self.group_is_dropped(group) {
+                continue;
+            }
+            let (rows, values) = (&members.rows[at.clone()], &members.values[at]);
+            let too_few = |k| CoreError::TooFewAttempts { group, row: rows[0] as usize, attempts: rows.len(), k };
+            found.clear();
+            match estimator {
+                Estimator::SoftValue { beta } => within::soft_value(values, beta, &mut found),
+                Estimator::LengthBaseline => {
+                    let lengths = rows.iter().map(|&row| weights.get(row as usize).copied().unwrap_or(1.0));
+                    within::length_baseline(values, lengths, &mut found);
+                }
+                Estimator::PassKTraining { k, eps } => {
+                    if let Some(wrong) = values.iter().position(|reward| ![0.0, 1.0].contains(reward)) {
+                        let (row, value) = (rows[wrong] as usize, values[wrong]);
+                        return Err(CoreError::Value { column: "reward", row, value, expected: "0 or 1" });
+                    }
+                    if (rows.len() as u64) < k {
+                        return Err(too_few(k));
+                    }
+                    within::pass_k_training(values, k, eps, &mut found);
+                }
+                Estimator::PassKArgmax { ddof, eps } => {
+                    let std = ddof.zip(stats.as_ref()).map(|(ddof, stats)| stats.std(group, squares[group], ddof));
+                    within::pass_k_argmax(values, std.map_or(1.0, |std| std + eps), &mut found);
+                }
+                Estimator::Pkpo { k, baseline } => {
+                    let needed = k + u64::from(baseline == Baseline::LeaveOneOut);
+                    if (rows.len() as u64) < needed {
+                        return Err(too_few(needed));
+                    }
+                    within::pkpo(values, k, baseline, &mut found);
+                }
+                _ => {}
+            }
+            for (&row, &advantage) in rows.iter().zip(&found) {
+                advantages[row as usize] = advantage;
+            }
+        }
+        for (advantage, dropped) in advantages.iter_mut().zip(self.row_is_dropped()) {
+            if dropped {
+                *advantage = 0.0;
+            }
+        }
+        Ok(advantages)
+    }
+
     fn whiten(
         &self,
         mut values: Vec<f64>,
@@ -111,12 +257,6 @@ impl<R: AsRef<[f64]> + Sync> Rows<R> {
         batches: Option<&Codes>,
     ) -> Result<Vec<f64>, CoreError> {
         let n = self.len();
-        if !weights.is_empty() && weights.len() != n {
-            return Err(CoreError::Length { column: "response_len", given: weights.len(), expected: n });
-        }
-        if let Some(given) = batches.map(|batches| batches.codes.len()).filter(|&given| given != n) {
-            return Err(CoreError::Length { column: "step", given, expected: n });
-        }
         let batch = |row: usize| batches.map_or(0, |batches| batches.codes[row] as usize);
         let weight = |row: usize| if weights.is_empty() { 1.0 } else { weights[row] };
         let keep = self.keep();
@@ -209,12 +349,16 @@ mod tests {
     use crate::keys::factorize_integers;
     use proptest::prelude::*;
 
-    const ALL: [Estimator; 7] = [
+    const ALL: [Estimator; 11] = [
         Estimator::GroupNorm { ddof: 0.0, eps: 0.0 },
         Estimator::GroupNorm { ddof: 3.0, eps: 0.0 },
         Estimator::GroupNorm { ddof: 1.0, eps: 1e-4 },
         Estimator::MeanBaseline,
         Estimator::LeaveOneOut,
+        Estimator::RescaledMean,
+        Estimator::LengthBaseline,
+        Estimator::PassKArgmax { ddof: Some(1.0), eps: 1e-6 },
+        Estimator::SoftValue { beta: 0.5 },
         Estimator::GlobalNorm { ddof: 0.0, eps: 1e-8, group_baseline: false },
         Estimator::GlobalNorm { ddof: 1.0, eps: 1e-8, group_baseline: true },
     ];
@@ -252,7 +396,8 @@ mod tests {
         #[test]
         fn deviations_sum_to_zero(rewards in prop::collection::vec(-10.0..10.0f64, 2..40)) {
             let ids = vec![0; rewards.len()];
-            for estimator in ALL {
+            let not_centred = |e: &Estimator| matches!(e, Estimator::PassKArgmax { .. } | Estimator::SoftValue { .. });
+            for estimator in ALL.into_iter().filter(|e| !not_centred(e)) {
                 let given = advantages(&ids, &rewards, estimator, 1);
                 let size: f64 = given.iter().map(|x| x.abs()).sum();
                 prop_assert!(given.iter().sum::<f64>().abs() <= 1e-12 * size.max(1e-3));
@@ -268,6 +413,22 @@ mod tests {
                 prop_assert!((advantage - expected).abs() <= 1e-12);
             }
         }
+    }
+
+    #[test]
+    fn a_group_that_is_too_small_for_k_or_not_binary_is_named() {
+        let context = Context::new(1, &|| false);
+        let given = |estimator| {
+            let codes = factorize_integers(&[5, 5, 6, 6], &context).unwrap();
+            let mut rows = Rows::new(codes.into(), vec![1.0, 0.0, 1.0, 0.5], None, &[], false).unwrap();
+            rows.advantages(estimator, &[], None, &context)
+        };
+        let few = CoreError::TooFewAttempts { group: 0, row: 0, attempts: 2, k: 3 };
+        assert_eq!(given(Estimator::PassKTraining { k: 3, eps: 0.0 }), Err(few.clone()));
+        assert_eq!(given(Estimator::Pkpo { k: 2, baseline: Baseline::LeaveOneOut }), Err(few));
+        let value = CoreError::Value { column: "reward", row: 3, value: 0.5, expected: "0 or 1" };
+        assert_eq!(given(Estimator::PassKTraining { k: 2, eps: 0.0 }), Err(value));
+        assert_eq!(given(Estimator::Pkpo { k: 2, baseline: Baseline::None }), Ok(vec![1.0, 1.0, 1.0, 1.0]));
     }
 
     #[test]
@@ -293,7 +454,7 @@ mod tests {
         let at = |g: usize, r: usize| 16 * g + r;
         let scattered: Vec<i64> = (0..16 * groups).map(|i| (i % groups) as i64).collect();
         let moved: Vec<f64> = (0..16 * groups).map(|i| rewards[at(i % groups, i / groups)]).collect();
-        for estimator in &ALL[..5] {
+        for estimator in &ALL[..9] {
             let expected = advantages(&runs[..16 * groups], &rewards[..16 * groups], *estimator, 1);
             let given = advantages(&scattered, &moved, *estimator, 2);
             for (i, advantage) in given.iter().enumerate() {

@@ -5,6 +5,7 @@
 
 use crate::CoreError;
 use crate::keys::Codes;
+use crate::members::Members;
 use crate::rows::LARGEST;
 use crate::threads::{Context, POLL_ROWS, part_size};
 use std::ops::Range;
@@ -47,6 +48,16 @@ pub fn pass_at_k(attempts: u64, passed: u64, k: u64) -> f64 {
     found
 }
 
+/// The probability that none of the k passed, `C(n − c, k) / C(n, k)`: a product of positive terms, good to an ulp a term.
+#[must_use]
+pub fn fail_at_k(attempts: u64, passed: u64, k: u64) -> f64 {
+    if attempts.saturating_sub(passed) < k {
+        return 0.0;
+    }
+    let (few, many) = (passed.min(k), passed.max(k));
+    (0..few).map(|i| (attempts - i - many) as f64 / (attempts - i) as f64).product()
+}
+
 /// [`pass_at_k`] of every group, from outcomes that are 0 or 1.
 ///
 /// # Errors
@@ -80,7 +91,8 @@ pub fn best_of_groups(
     worst: bool,
     context: &Context<'_>,
 ) -> Result<Draws, CoreError> {
-    let members = Members::new(codes, values)?;
+    check("values", codes, values, "a finite number of at most 1e150 in size", |x| x.abs() <= LARGEST)?;
+    let members = Members::new(codes, values, &[])?;
     let sign = if worst { -1.0 } else { 1.0 };
     let (mut sorted, mut since) = (Vec::new(), POLL_ROWS);
     let groups = members.groups().map(|rows| {
@@ -123,7 +135,8 @@ pub fn majority_of_groups(
     (k, draws, seed): (u32, u32, u64),
     context: &Context<'_>,
 ) -> Result<Draws, CoreError> {
-    let members = Members::new(codes, values)?;
+    check("values", codes, values, "a finite number of at most 1e150 in size", |x| x.abs() <= LARGEST)?;
+    let members = Members::new(codes, values, &[])?;
     let (given, expected) = (answers.codes.len(), codes.codes.len());
     if given != expected {
         return Err(CoreError::Length { column: "answers", given, expected });
@@ -230,39 +243,6 @@ fn mix(state: u64) -> u64 {
     let state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     state ^ (state >> 31)
-}
-
-/// The values of each group, in the order of its rows.
-struct Members<'a> {
-    codes: &'a Codes,
-    starts: Vec<usize>,
-    rows: Vec<u32>,
-    values: Vec<f64>,
-}
-
-impl<'a> Members<'a> {
-    fn new(codes: &'a Codes, values: &[f64]) -> Result<Self, CoreError> {
-        check("values", codes, values, "a finite number of at most 1e150 in size", |x| x.abs() <= LARGEST)?;
-        let mut starts = vec![0; codes.first.len() + 1];
-        for &code in &codes.codes {
-            starts[code as usize + 1] += 1;
-        }
-        for group in 0..codes.first.len() {
-            starts[group + 1] += starts[group];
-        }
-        let (mut next, mut rows) = (starts.clone(), vec![0; codes.codes.len()]);
-        for (row, &code) in (0..).zip(&codes.codes) {
-            let at = &mut next[code as usize];
-            rows[*at] = row;
-            *at += 1;
-        }
-        let values = rows.iter().map(|&row| values[row as usize]).collect();
-        Ok(Self { codes, starts, rows, values })
-    }
-
-    fn groups(&self) -> impl Iterator<Item = Range<usize>> {
-        (0..self.codes.first.len()).map(|group| self.starts[group]..self.starts[group + 1])
-    }
 }
 
 fn check(

@@ -26,6 +26,7 @@ pub mod groups;
 pub mod keys;
 pub mod ledger;
 pub mod lines;
+mod members;
 pub mod packing;
 pub mod rows;
 pub mod seen;

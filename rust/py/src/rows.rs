@@ -5,6 +5,7 @@ use crate::columns::{Lengths, Numbers, floats, lengths};
 use crate::groups::{Groups, flags};
 use grpokit_core::CoreError;
 use grpokit_core::advantage::Estimator;
+use grpokit_core::advantage::within::Baseline;
 use grpokit_core::keys::Codes;
 use grpokit_core::selection::{Quota, Rank};
 use grpokit_core::threads::Context;
@@ -241,21 +242,34 @@ impl Rows {
         self.read(py, rows::Rows::kept_groups)
     }
 
-    /// The advantages, by "group_norm", "mean_baseline", "leave_one_out", "global_norm" or "global_norm_baseline".
-    #[pyo3(signature = (estimator, ddof=0.0, eps=0.0, weights=None, batches=None))]
+    /// The advantages, by the estimator's name; it takes of the parameters what it needs.
+    #[pyo3(signature = (estimator, ddof=None, eps=0.0, *, k=1, beta=1.0, weights=None, batches=None))]
+    #[allow(clippy::too_many_arguments)]
     fn advantages<'py>(
         &self,
         py: Python<'py>,
         estimator: &str,
-        ddof: f64,
+        ddof: Option<f64>,
         eps: f64,
+        k: u64,
+        beta: f64,
         weights: Option<&Bound<'py, PyAny>>,
         batches: Option<&Groups>,
     ) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        let free = ddof;
+        let ddof = ddof.unwrap_or(0.0);
         let estimator = match estimator {
             "group_norm" => Estimator::GroupNorm { ddof, eps },
             "mean_baseline" => Estimator::MeanBaseline,
             "leave_one_out" => Estimator::LeaveOneOut,
+            "rescaled_mean" => Estimator::RescaledMean,
+            "length_baseline" => Estimator::LengthBaseline,
+            "soft_value" => Estimator::SoftValue { beta },
+            "pass_k_training" => Estimator::PassKTraining { k, eps },
+            "pass_k_argmax" => Estimator::PassKArgmax { ddof: free, eps },
+            "pkpo" => Estimator::Pkpo { k, baseline: Baseline::None },
+            "pkpo_loo" => Estimator::Pkpo { k, baseline: Baseline::LeaveOneOut },
+            "pkpo_loo-1" => Estimator::Pkpo { k, baseline: Baseline::LeaveOneOutOfSubset },
             "global_norm" => Estimator::GlobalNorm { ddof, eps, group_baseline: false },
             "global_norm_baseline" => Estimator::GlobalNorm { ddof, eps, group_baseline: true },
             other => {
@@ -263,7 +277,7 @@ impl Rows {
                     context.set_item("kind", "native advantage")?;
                     context.set_item("given", other)?;
                     context.set_item("nearest", "")?;
-                    context.set_item("known", "group_norm, mean_baseline, leave_one_out, global_norm")
+                    context.set_item("known", "those that grpokit.advantage calls")
                 }));
             }
         };

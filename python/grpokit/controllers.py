@@ -1,0 +1,167 @@
+"""Coefficients that change during training: the KL penalty's β and the entropy bonus's c, each steered to a target.
+
+In: what a step measured. Out: the recipe with the coefficient of that moment. A recipe never changes by itself: the
+state is the controller's, and belongs into the trainer's checkpoint (`state_dict`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from ._recipe import Term
+from .advantage import GlobalNorm
+from .errors import error
+from .objective import KL, Entropy
+from .shaping import KLPenalty
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._recipe import Recipe
+
+
+class _Controller:
+    """A coefficient with its limits; NaN and infinity leave it as it was."""
+
+    def __init__(self, coefficient: float, **limits: float) -> None:
+        self.coefficient = coefficient
+        for name, value in limits.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+                expected = "a finite number, 0 or more"
+                raise error("bad_parameter", owner=type(self).__name__, name=name, given=value, expected=expected)
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint needs."""
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave.
+
+        Raises
+        ------
+        InputError
+            Something is missing or is no finite number.
+        """
+        own = self.state_dict()
+        for name in own:
+            value = state.get(name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                expected = f"a state_dict of {type(self).__name__}: finite numbers for {', '.join(own)}"
+                raise error("bad_parameter", owner=type(self).__name__, name=name, given=value, expected=expected)
+        for name in own:
+            setattr(self, name, float(state[name]))
+
+
+class AdaptiveKL(_Controller):
+    """β of the KL penalty, steered to a target (Ziegler et al., arXiv:1909.08593, §2.2).
+
+    β ← β (1 + clip(KL / target − 1, −0.2, 0.2) · n / horizon) after n rollouts.
+
+    Parameters
+    ----------
+    beta : float
+        Where it begins, more than 0.
+    target : float
+        The KL per token to hold, in nats, more than 0. (The paper's 6 nats are per answer.)
+    horizon : float
+        In rollouts: how slowly β moves.
+
+    Examples
+    --------
+    >>> control = AdaptiveKL(0.1, target=0.05, horizon=100)
+    >>> control.update(kl=0.5, rollouts=50)
+    >>> round(control.coefficient, 4)
+    0.11
+    """
+
+    def __init__(self, beta: float, target: float, horizon: float = 10_000.0) -> None:
+        super().__init__(beta, beta=beta, target=target, horizon=horizon)
+        for name, value in (("beta", beta), ("target", target), ("horizon", horizon)):
+            if not value > 0:
+                raise error("bad_parameter", owner="AdaptiveKL", name=name, given=value, expected="more than 0")
+        self.target, self.horizon = target, horizon
+
+    def update(self, kl: float, rollouts: int) -> None:
+        """Takes what a step measured: the mean KL per token, over that many rollouts."""
+        if math.isfinite(kl):
+            wrong = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.coefficient *= 1 + wrong * rollouts / self.horizon
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with this β, in the loss and in the reward.
+
+        Raises
+        ------
+        InputError
+            `nothing_to_control`: it has no KL penalty.
+        """
+        extra = tuple(
+            dataclasses.replace(term, scale=self.coefficient) if isinstance(term.objective, KL) else term
+            for term in recipe.extra
+        )
+        shape = tuple(
+            dataclasses.replace(stage, beta=self.coefficient) if isinstance(stage, KLPenalty) else stage
+            for stage in recipe.shape
+        )
+        advantage = recipe.advantage
+        if isinstance(advantage, GlobalNorm) and advantage.beta:
+            advantage = dataclasses.replace(advantage, beta=self.coefficient)
+        changed = recipe.replace(extra=extra, shape=shape, advantage=advantage)
+        held = any(isinstance(term.objective, KL) for term in extra) or any(isinstance(s, KLPenalty) for s in shape)
+        if not held and not (isinstance(advantage, GlobalNorm) and advantage.beta):
+            raise error("nothing_to_control", recipe=recipe.name, what="KL penalty", example="Term(KL(), 0.04)")
+        return changed
+
+
+class AdaptiveEntropy(_Controller):
+    """c of the entropy bonus, raised while the entropy is below a target (Skywork-OR1, arXiv:2505.22312).
+
+    c ← c + delta where H < target, c − delta where H > target, within [low, high]; the bonus counts only while
+    H <= target.
+
+    Parameters
+    ----------
+    target : float
+        The entropy per token to hold, in nats, more than 0; the paper's and TRL's is 0.2.
+    delta : float
+        The step; 0.005 there.
+    low, high : float
+        The bounds of c; 0 and 1 in TRL.
+
+    Examples
+    --------
+    >>> control = AdaptiveEntropy(0.2)
+    >>> for entropy in (0.1, 0.1, 0.3):
+    ...     control.update(entropy)
+    ...     print(round(control.raised, 3), round(control.coefficient, 3))
+    0.005 0.005
+    0.01 0.01
+    0.005 0.0
+    """
+
+    def __init__(self, target: float, delta: float = 0.005, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__(0.0, target=target, delta=delta, low=low, high=high)
+        if not target > 0 or not low <= high:
+            name, given = ("target", target) if not target > 0 else ("high", high)
+            expected = "more than 0" if name == "target" else f"at least low={low:g}"
+            raise error("bad_parameter", owner="AdaptiveEntropy", name=name, given=given, expected=expected)
+        self.target, self.delta, self.low, self.high = target, delta, low, high
+        self.raised = low
+
+    def update(self, entropy: float) -> None:
+        """Takes what a step measured: the mean entropy per token."""
+        if math.isfinite(entropy):
+            step = self.delta if entropy < self.target else -self.delta if entropy > self.target else 0.0
+            self.raised = min(max(self.raised + step, self.low), self.high)
+            self.coefficient = self.raised if entropy <= self.target else 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"coefficient": self.coefficient, "raised": self.raised}
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with this bonus, in place of one that it has; its denominator is the policy term's."""
+        others = tuple(term for term in recipe.extra if not isinstance(term.objective, Entropy))
+        bonus = Term(Entropy(), -self.coefficient, (), recipe.aggregate)
+        return recipe.replace(extra=(*others, bonus) if self.coefficient else others)

@@ -1,0 +1,88 @@
+"""What a recipe is, as a text: its stages, its equation and gradient, every number's source, and what they amount to.
+
+In: a `Recipe`. Out: lines for a terminal; `docs/algorithms.md` is made of the same parts.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from ._recipe import ORDER
+from .stages import Objective, fields_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._recipe import Recipe, Term
+    from .stages import Stage
+
+
+def explain(recipe: Recipe) -> str:
+    """The whole text; see `Recipe.explain`."""
+    lines = [f"{recipe.name}: {'; '.join(recipe.papers) or 'no paper given'}", ""]
+    if recipe.experimental:
+        lines[1:] = [*_prose("Experimental", [recipe.experimental]), ""]
+    for label, stage in labelled(recipe):
+        lines.append(f"  {label:<10} {type(stage).__name__:<14} {stage.equation}")
+        if isinstance(stage, Objective) and stage.gradient:
+            lines.append(f"  {'':<10} {'':<14} {stage.gradient}")
+        known = list(numbers(recipe, label, stage))
+        if label == "extra":
+            term = next(term for term in recipe.extra if term.objective is stage)
+            known.append(("scale", repr(term.scale), scale_source(recipe)))
+        lines += [f"  {'':<10}   {f'{name} = {value}':<20} {where}" for name, value, where in known]
+    lines += ["", f"  {equation(recipe)}"]
+    lines.append(
+        f"  r = π / π_{recipe.ratio}, A constant, over the live tokens t; the denominators are the whole batch's"
+    )
+    lines += _prose("What the numbers amount to", facts(recipe))
+    lines += _prose("Elsewhere", [f"{library}: {what}" for library, what in recipe.elsewhere])
+    lines += _prose("Left out", [recipe.leaves_out] if recipe.leaves_out else [])
+    return "\n".join(lines)
+
+
+def _prose(head: str, sentences: list[str]) -> list[str]:
+    """Sentences under a head, wrapped for a terminal."""
+    if not sentences:
+        return []
+    wrap = textwrap.TextWrapper(110, initial_indent="    ", subsequent_indent="      ", break_long_words=False)
+    return ["", f"  {head}:", *(line for sentence in sentences for line in wrap.wrap(sentence))]
+
+
+def labelled(recipe: Recipe) -> Iterator[tuple[str, Stage]]:
+    """Every stage with the name of its field, in the order in which the data flows; then the further terms."""
+    for label in ORDER:
+        yield from ((label, stage) for stage in recipe.stages(label))
+    for term in recipe.extra:
+        yield "extra", term.objective
+        yield from (("weigh", weight) for weight in term.weigh)
+        yield "over", term.aggregate
+
+
+def numbers(recipe: Recipe, label: str, stage: Stage) -> Iterator[tuple[str, str, str]]:
+    """Each of the stage's parameters: name, value, and where the value is from."""
+    sources = dict(recipe.sources)
+    for name, value in fields_of(stage).items():
+        yield name, repr(value), sources.get(f"{label}.{name}", "given" if value is not None else "not used")
+
+
+def scale_source(recipe: Recipe) -> str:
+    """Where the further terms' factors are from."""
+    return dict(recipe.sources).get("extra.scale", "given")
+
+
+def facts(recipe: Recipe) -> list[str]:
+    """What the stages say of their numbers, each sentence once."""
+    return list(dict.fromkeys(fact for _, stage in labelled(recipe) for fact in stage.facts))
+
+
+def equation(recipe: Recipe) -> str:
+    """LOSS in one line."""
+    return "LOSS = " + " + ".join(_term(term) for term in recipe.terms)
+
+
+def _term(term: Term) -> str:
+    scale = "" if term.scale == 1 else f"{term.scale:g} · "
+    weights = "" if term.objective.folds else "".join(f"{type(w).__name__}_t · " for w in term.weigh)
+    return f"{scale}Σ_t {weights}[{term.objective.equation}] / ({term.aggregate.equation})"

@@ -1,0 +1,84 @@
+"""Steered coefficients: where they go, what they leave as it was, and that a checkpoint holds them."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import grpokit as gk
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1e-6, 10), st.integers(1, 100), st.floats(0, 1e6))
+def test_kl_moves_towards_its_target_and_no_faster_than_a_fifth(beta, target, rollouts, kl):
+    control = gk.AdaptiveKL(beta, target, horizon=100)
+    control.update(kl, rollouts)
+    change = control.coefficient / beta - 1
+    assert abs(change) <= 0.2 * rollouts / 100 * (1 + 1e-9)
+    assert change >= -1e-12 if kl >= target else change <= 1e-12
+
+
+def test_kl_in_every_place():
+    control = gk.AdaptiveKL(0.3, 0.1)
+    assert control.apply(gk.recipe("grpo")).extra[0].scale == 0.3
+    assert control.apply(gk.recipe("rloo", beta=0.1)).shape == (gk.KLPenalty(0.3),)
+    assert control.apply(gk.recipe("reinforce_pp", ddof=1, eps=0.1)).advantage.beta == 0.3
+    with pytest.raises(gk.InputError) as caught:
+        control.apply(gk.recipe("sapo"))
+    assert caught.value.kind == "nothing_to_control"
+
+
+def test_entropy_bonus():
+    """arXiv:2505.22312: raised below the target, lowered above it, and switched off there."""
+    control = gk.AdaptiveEntropy(0.2, delta=0.5, high=1.2)
+    recipe = gk.recipe("dapo", max_len=9)
+    assert control.apply(recipe) == recipe
+    seen = []
+    for entropy in (0.1, 0.1, 0.1, 0.3, 0.2, 0.1, math.nan):
+        control.update(entropy)
+        seen.append((round(control.raised, 9), round(control.coefficient, 9)))
+    assert seen == [(0.5, 0.5), (1.0, 1.0), (1.2, 1.2), (0.7, 0.0), (0.7, 0.7), (1.2, 1.2), (1.2, 1.2)]
+    bonus = control.apply(recipe).extra
+    assert bonus == (gk.Term(gk.Entropy(), -1.2, (), recipe.aggregate),)
+    assert control.apply(control.apply(recipe)).extra == bonus
+
+
+@pytest.mark.parametrize("make", [lambda: gk.AdaptiveKL(0.1, 0.2, 50), lambda: gk.AdaptiveEntropy(0.2, 0.1)])
+def test_the_state_goes_on(make):
+    step = (lambda c: c.update(0.15, 8)) if isinstance(make(), gk.AdaptiveKL) else (lambda c: c.update(0.15))
+    one, other = make(), make()
+    for _ in range(3):
+        step(one)
+    other.load_state_dict(one.state_dict())
+    step(one)
+    step(other)
+    assert one.state_dict() == other.state_dict()
+    for state in ({}, dict.fromkeys(one.state_dict(), math.nan), dict.fromkeys(one.state_dict(), "1")):
+        with pytest.raises(gk.InputError, match="a state_dict of"):
+            other.load_state_dict(state)
+    assert one.state_dict() == other.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: gk.AdaptiveKL(0.0, 0.1), "beta"),
+        (lambda: gk.AdaptiveKL(0.1, 0.0), "target"),
+        (lambda: gk.AdaptiveKL(0.1, 0.1, math.inf), "horizon"),
+        (lambda: gk.AdaptiveKL("a", 0.1), "beta"),
+        (lambda: gk.AdaptiveEntropy(0.0), "target"),
+        (lambda: gk.AdaptiveEntropy(0.1, -1.0), "delta"),
+        (lambda: gk.AdaptiveEntropy(0.1, low=2.0), "high"),
+    ],
+)
+def test_bad_parameters(make, name):
+    with pytest.raises(gk.InputError) as caught:
+        make()
+    assert caught.value.kind == "bad_parameter"
+    assert caught.value.context["name"] == name
+
+
+def test_nothing_measured_changes_nothing():
+    control = gk.AdaptiveKL(0.1, 0.2)
+    control.update(math.nan, 100)
+    assert control.coefficient == 0.1
