@@ -9,13 +9,15 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow bench fuzz format clean
+.PHONY: help setup train test test-rust test-python test-slow bench bench-recipes docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
 	@echo "make test       everything that a contributor runs before a change (at most 15 minutes)"
 	@echo "make test-slow  the slow and heavy checks (at most 45 minutes)"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
+	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
+	@echo "make docs       writes docs/algorithms.md and its plots from the register of recipes"
 	@echo "make fuzz       looks for inputs that break the readers of ids, records, snapshots and JSON lines (SECONDS=600 each)"
 	@echo "make format     formats Rust and Python"
 	@echo "make clean      removes what make has built"
@@ -55,6 +57,12 @@ bench: setup
 	cargo build --quiet --release --package grpokit-core --example group_path
 	for name in group_path rows packing attempts ledger files ray_filter; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
 
+bench-recipes: setup
+	$(BIN)/python benches/python/recipes.py $(ARGS)
+
+docs: setup
+	$(BIN)/python tools/algorithms.py
+
 # libFuzzer and the address sanitizer need a compiler of tomorrow, or one that believes to be.
 fuzz: setup
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
@@ -66,8 +74,9 @@ fuzz: setup
 	PYTHONPATH=.fuzz $(BIN)/python -m fuzz.jsonl fuzz/corpus/jsonl fuzz/seeds/jsonl -max_total_time=$(SECONDS) \
 	-max_len=2048 -artifact_prefix=fuzz/artifacts/jsonl/ -print_final_stats=1
 
-format:
+format: setup
 	cargo fmt --all
+	$(BIN)/python tools/stubs.py
 	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:

@@ -40,6 +40,7 @@ def test_a_recipe_is_what_its_paper_discloses(name):
     assert recipe.parent in {"", *EXAMPLES}
     assert bool(recipe.experimental) == (name in ("nord", "cispo", "lad"))
     assert all(library and what for library, what in recipe.elsewhere)
+    assert {"TRL 1.16", "verl 0.9.1"} <= {library for library, _ in recipe.elsewhere}
     if required:
         with pytest.raises(gk.InputError, match="needs.*" + required[0]):
             gk.recipe(name)

@@ -79,8 +79,8 @@ class TokenBatch:
 
     Notes
     -----
-    Denominators count this process's batch. With data parallel training, where gradients are averaged over ranks,
-    each rank's batch weighs the same, whatever it holds.
+    Denominators count this process's batch. With several ranks `synchronize` makes them those of all; without it each
+    rank's batch weighs the same, whatever it holds.
 
     Examples
     --------
@@ -223,6 +223,31 @@ class TokenBatch:
             if bounds[row + 1] - bounds[cuts[-1]] > max_tokens:
                 cuts.append(row)
         return [self.whole._part(a, b) for a, b in zip(cuts, [*cuts[1:], self.rows.stop], strict=True)]
+
+    def synchronize(self, recipe: Recipe, group: Any = None, *, reduction: str = "mean") -> None:
+        """Makes the recipe's denominators those of all ranks together: one all-reduce of two numbers a term.
+
+        Parameters
+        ----------
+        recipe : Recipe
+            The one that the loss will be given.
+        group : torch.distributed.ProcessGroup, optional
+            The ranks that share the optimizer step; all of them when not given. Each calls this once a step.
+        reduction : {"mean", "sum"}
+            What becomes of the ranks' gradients: averaged, as data parallel wrappers do, or added up. Either way the
+            result is the gradient of the whole step in one process.
+
+        Raises
+        ------
+        InputError
+            `bad_parameter`; `not_across_ranks` where a denominator or a weight needs the current policy of all ranks.
+        """
+        from .equation import synchronize
+
+        if reduction not in ("mean", "sum"):
+            expected = "'mean' or 'sum'"
+            raise error("bad_parameter", owner="synchronize", name="reduction", given=reduction, expected=expected)
+        synchronize(self, recipe, group, average=reduction == "mean")
 
     def tokens(self, recipe: Recipe, current: Mapping[str, Tensor]) -> Tokens:
         """The columns that the recipe's stages see, in the dtype of the current log-probs.

@@ -10,7 +10,7 @@ token from the term; c_kt is one over an aggregate's denominator, which belongs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -139,13 +139,10 @@ def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
     """What does not change with the policy is the whole batch's and made once; the rest is made of `tokens`."""
     whole, late = batch.whole, batch.late(term)
     if term not in whole.settled:
-        constants = Tokens(whole.columns, whole.live.lengths)
-        ones = torch.ones_like(whole.columns["length"], dtype=torch.float64)
-        early = [stage for stage in term.weigh if stage not in late]
-        whole.settled[term] = _weigh(term, ones, early, constants)
+        whole.settled[term] = _shared(term, *_early(whole, term))
     settled: _Settled = whole.settled[term]
     if late:
-        now = _weigh(term, settled.weights[batch.at], late, tokens)
+        now = _shared(term, *_weigh(term, settled.weights[batch.at], late, tokens))
         return now if term.aggregate.over == "kept" else _Settled(now.weights, settled.share[batch.at], now.kept)
     if batch is whole:
         return settled
@@ -155,16 +152,44 @@ def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
     return _Settled(settled.weights[batch.at], settled.share[batch.at], kept)
 
 
-def _weigh(term: Term, weights: Tensor, stages: Iterable[Correct], tokens: Tokens) -> _Settled:
+def synchronize(batch: TokenBatch, recipe: Recipe, group: Any, *, average: bool) -> None:
+    """Settles the recipe's denominators over the ranks of a process group; see `TokenBatch.synchronize`."""
+    import torch.distributed as dist
+
+    whole = batch.whole
+    for term in recipe.terms:
+        if batch.late(term) and (term.aggregate.over == "kept" or any(s.scope == "batch" for s in batch.late(term))):
+            raise error("not_across_ranks", recipe=recipe.name, stage=type(batch.late(term)[0]).__name__)
+    early = [_early(whole, term) for term in recipe.terms]
+    counts = torch.stack([torch.stack([own.tokens, own.sequences]) for *_, own in early])
+    dist.all_reduce(counts, group=group)
+    factor = dist.get_world_size(group) if average else 1
+    for term, (weights, tokens, _), (n, sequences) in zip(recipe.terms, early, counts, strict=True):
+        settled = _shared(term, weights, tokens, Normalizer(n, sequences))
+        whole.settled[term] = _Settled(settled.weights, settled.share * factor, settled.kept)
+
+
+def _early(whole: TokenBatch, term: Term) -> tuple[Tensor, Tokens, Normalizer]:
+    """The weights of the stages that read constants alone, over the whole batch."""
+    constants = Tokens(whole.columns, whole.live.lengths)
+    ones, late = torch.ones_like(whole.columns["length"], dtype=torch.float64), whole.late(term)
+    return _weigh(term, ones, [stage for stage in term.weigh if stage not in late], constants)
+
+
+def _weigh(term: Term, weights: Tensor, stages: Iterable[Correct], tokens: Tokens) -> tuple[Tensor, Tokens, Normalizer]:
+    """The weights times those of the stages, and what they leave to count."""
     for stage in stages:
         weight = stage.weight(tokens.shown_to(stage))
         _check_result(stage, weight, weights)
         weights = weights * weight
+    return weights, tokens, Normalizer.of(weights, tokens.lengths, term.aggregate.over)
+
+
+def _shared(term: Term, weights: Tensor, tokens: Tokens, counts: Normalizer) -> _Settled:
     there, lengths = weights != 0, tokens.length
     kept = None if not term.weigh or bool(there.all()) else Segments.of(there, tokens.lengths)
     if term.aggregate.over == "kept":
         lengths = sum_segments(there, tokens.lengths).repeat_interleave(tokens.lengths, output_size=len(there))
-    counts = Normalizer.of(weights, tokens.lengths, term.aggregate.over)
     # A denominator is 0 only for tokens that are not kept, and nothing reads those.
     return _Settled(weights, term.scale / term.aggregate.denominator(counts, lengths.double()), kept)
 

@@ -102,6 +102,11 @@ KINDS: dict[str, Kind] = {
         "column {column!r} is null in {count} rows, the first: {rows}. Only `reward` and `gate` may be null; "
         "fill or drop these rows.",
     ),
+    "not_across_ranks": Kind(
+        InputError,
+        "recipe {recipe!r}: {stage} reads the current policy, and what it leaves is counted over the whole step, which "
+        "no rank sees. Use an aggregate over 'live' or 'rows', or one process.",
+    ),
     "nothing_to_control": Kind(
         InputError,
         "recipe {recipe!r} has no {what} whose coefficient could be steered. Choose one that has it, or add it: "

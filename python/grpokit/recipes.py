@@ -153,6 +153,10 @@ def nord(*, low: float, high: float) -> Recipe:
         leaves_out="the reward for driving (PDM or RFS, with length and format parts).",
         parent="dr_grpo",
         experimental="its paper discloses neither clip bound, and prints the objective without any scale.",
+        elsewhere=(
+            ("TRL 1.16", "no such name: Dr.GRPO's settings with `epsilon_high`, divided by the budget"),
+            ("verl 0.9.1", "no such name: Dr.GRPO's settings with `clip_ratio_high`, `seq-mean-token-sum`"),
+        ),
     )
 
 
@@ -281,7 +285,10 @@ def reinforce_pp_baseline(*, ddof: int, eps: float, beta: float = 1e-3, low: flo
         ),
         leaves_out="nothing of the objective; that the penalty is a term of the loss is read from the text.",
         parent="reinforce_pp",
-        elsewhere=(("verl 0.9.1", "a group of one has baseline 0; the loss's KL is k3 unless `kl_loss_type='k2'`"),),
+        elsewhere=(
+            ("TRL 1.16", "not there"),
+            ("verl 0.9.1", "a group of one has baseline 0; the loss's KL is k3 unless `kl_loss_type='k2'`"),
+        ),
     )
 
 
@@ -300,7 +307,10 @@ def remax() -> Recipe:
         sources=(("aggregate.over", "an answer is one action: its tokens' log-probabilities add up"),),
         leaves_out="the KL penalty in the reward (add KLPenalty(β) to shape).",
         parent="rloo",
-        elsewhere=(("verl 0.9.1", "`remax`, with PPO's clip and token mean in place of REINFORCE"),),
+        elsewhere=(
+            ("TRL 1.16", "not there"),
+            ("verl 0.9.1", "`remax`, with PPO's clip and token mean in place of REINFORCE"),
+        ),
     )
 
 
@@ -319,7 +329,10 @@ def opo() -> Recipe:
         sources=(("aggregate.over", "the gradient of whole answers: their tokens' log-probabilities add up"),),
         leaves_out="nothing; it asks for one update a batch, which is the trainer's (updates_per_step=1).",
         parent="rloo",
-        elsewhere=(("verl 0.9.1", "`opo` gives a group of one its raw reward; the loss is PPO's token mean"),),
+        elsewhere=(
+            ("TRL 1.16", "not there"),
+            ("verl 0.9.1", "`opo` gives a group of one its raw reward; the loss is PPO's token mean"),
+        ),
     )
 
 
@@ -340,6 +353,7 @@ def gpg() -> Recipe:
         "which is 1 by default.",
         parent="rloo",
         elsewhere=(
+            ("TRL 1.16", "not there"),
             ("verl 0.9.1", "α is rows over non-zero rewards, not groups over groups with signal: 1 for rewards of ±1"),
         ),
     )

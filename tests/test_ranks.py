@@ -1,0 +1,81 @@
+"""Two real processes: with shared denominators their gradients are those of the whole step in one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import grpokit as gk
+from tests.losses import BONUSES, RECIPES, padded, recipe, run, table
+
+WORKER = """
+import sys
+import torch
+import torch.distributed as dist
+from tests.losses import padded, run, table
+from tests.test_ranks import SHARED, rows_of
+
+rank, place = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
+found = {}
+for name, r in SHARED.items():
+    for reduction in ("sum", "mean"):
+        d = rows_of(rank)
+        batch = padded(d)
+        batch.synchronize(r, reduction=reduction)
+        loss, x, _ = run(batch, r, d, split=20)
+        found[name, reduction] = loss, x
+torch.save(found, f"{place}/{rank}.pt")
+dist.destroy_process_group()
+"""
+SHARED = {
+    name: RECIPES[name]
+    for name in ("clip", "icepop_kept", "dual_constant", "gspo_icepop", "vespo_folds_icepop", "kl_alone", "luffy")
+}
+SHARED["icepop_terms"] = recipe(correct=(gk.IcePop(0.8, 1.3),), aggregate=gk.TokenMean(over="kept"), extra=BONUSES)
+RANKS = ([0, 1, 2, 4], [3, 5, 6])
+
+
+def rows_of(rank):
+    """Some of the sequences; one rank has more tokens than the other."""
+    return {k: x[RANKS[rank]] for k, x in table(2).items()}
+
+
+def test_two_ranks_are_one_process(tmp_path):
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path)], env=environment, cwd=root)
+        for rank in (0, 1)
+    ]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    d = table(2)
+    for name, r in SHARED.items():
+        loss, x, _ = run(padded(d), r, d)
+        for reduction, factor in (("sum", 1.0), ("mean", 0.5)):
+            total = sum(factor * part[name, reduction][0] for part in found)
+            torch.testing.assert_close(total, loss, rtol=1e-12, atol=1e-14)
+            for rank in (0, 1):
+                torch.testing.assert_close(
+                    factor * found[rank][name, reduction][1], x[RANKS[rank]], rtol=1e-12, atol=1e-14
+                )
+
+
+def test_what_ranks_cannot_share_yet():
+    from tests.test_loss import BATCH_SCOPE
+
+    d = table(2)
+    for name in ("rare_kept", "median_live", "median_kept"):
+        with pytest.raises(gk.InputError) as caught:
+            padded(d).synchronize(BATCH_SCOPE[name])
+        assert caught.value.kind == "not_across_ranks"
+    with pytest.raises(gk.InputError, match="reduction='max'; expected 'mean' or 'sum'"):
+        padded(d).synchronize(RECIPES["clip"], reduction="max")
