@@ -38,7 +38,7 @@ DECISIONS = [
     ("stale data, many updates a batch", "vespo or oapl", "the weight of an answer dies out smoothly with its ratio, or "
      "there is no ratio at all; the papers' ordering did not reproduce at toy scale, so measure"),
     ("rare tokens must keep their gradient", "cispo", "the weight is bounded, no token is dropped; choose its bound"),
-    ("clipping looks too abrupt", "sapo", "a soft gate that damps instead"),
+    ("clipping looks too abrupt", "sapo or spo", "a soft gate that damps, or a penalty that draws a ratio back"),
     ("a weak start: hardly any prompt is solved", "luffy, or any recipe with PKPO", "demonstrations in the group give "
      "signal where own answers give none; PKPO rewards the group's best answer"),
     ("several rewards of different scale", "any recipe with GDPO", "each is normalised in its group before they add up"),

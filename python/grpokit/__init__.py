@@ -40,6 +40,7 @@ _HOME = {
         "GaussianGate",
         "GeometricClip",
         "MixedPolicy",
+        "QuadraticPenalty",
         "Regression",
         "Reinforce",
         "SequenceClip",

@@ -53,6 +53,7 @@ from .objective import GammaWeight as GammaWeight
 from .objective import GaussianGate as GaussianGate
 from .objective import GeometricClip as GeometricClip
 from .objective import MixedPolicy as MixedPolicy
+from .objective import QuadraticPenalty as QuadraticPenalty
 from .objective import Regression as Regression
 from .objective import Reinforce as Reinforce
 from .objective import SequenceClip as SequenceClip
@@ -157,6 +158,7 @@ __all__ = [
     "PassKTraining",
     "PassRate",
     "Processed",
+    "QuadraticPenalty",
     "QuantileSketch",
     "Ragged",
     "Reason",

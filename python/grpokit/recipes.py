@@ -20,7 +20,7 @@ from .advantage import (
     RescaledMean,
 )
 from .aggregate import Constant, SequenceMean, SequenceSum, TokenMean
-from .objective import KL, Clip, Reinforce
+from .objective import KL, Clip, QuadraticPenalty, Reinforce
 from .selection import HasSignal
 from .shaping import KLPenalty, Overlong
 from .stages import register
@@ -356,4 +356,28 @@ def gpg() -> Recipe:
             ("TRL 1.16", "not there"),
             ("verl 0.9.1", "α is rows over non-zero rewards, not groups over groups with signal: 1 for rewards of ±1"),
         ),
+    )
+
+
+@register("recipe")
+def spo(*, epsilon: float = 0.2) -> Recipe:
+    """SPO (Simple Policy Optimization), arXiv:2401.16025.
+
+    A quadratic penalty on the ratio in place of PPO's clip: never flat, so a ratio beyond the bound is drawn back.
+    """
+    return Recipe(
+        name="spo",
+        papers=("Simple Policy Optimization, arXiv:2401.16025",),
+        advantage=GroupNorm(),
+        objective=QuadraticPenalty(epsilon),
+        aggregate=TokenMean(),
+        sources=(
+            ("advantage.ddof", "GRPO's estimator in place of the paper's critic; ddof as TRL 1.16 and verl 0.9.1"),
+            ("advantage.eps", "as in TRL 1.16"),
+            ("objective.epsilon", "the authors' code: 0.2, as PPO's"),
+            BATCH,
+        ),
+        leaves_out="the critic: the paper's runs are actor-critic, here the advantage is the group's.",
+        parent="ppo_clip",
+        elsewhere=(("TRL 1.16", "not there (turned down as a loss type)"), ("verl 0.9.1", "not there")),
     )

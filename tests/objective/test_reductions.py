@@ -115,6 +115,15 @@ def test_maspo_of_a_wide_gate():
     same(gradient(gk.GaussianGate(BIG, sigma_high=BIG), data()), gradient(gk.Clip(None, None), data()), 1e-9)
 
 
+def test_spo_of_a_weak_penalty():
+    """SPO with ε → ∞ has the gradient of the unclipped ratio, −A r; it is at rest at r = 1 ± ε on A's side."""
+    same(gradient(gk.QuadraticPenalty(1e12), data()), gradient(gk.Clip(None, None), data()), 1e-9)
+    for A, r in ((1.5, 1.2), (-1.5, 0.8)):
+        one = {"advantages": torch.tensor([A]), "old_logps": torch.zeros(1, 1), "logps": torch.tensor([[math.log(r)]])}
+        d = data(lengths=(1,)) | {k: x.double() for k, x in one.items()}
+        assert gradient(gk.QuadraticPenalty(0.2), d).abs().max() < 1e-6
+
+
 def test_vespo_of_no_exponents():
     """VESPO with all exponents 0 is REINFORCE."""
     same(gradient(gk.GammaWeight(0, 0, 0, 0), data()), gradient(gk.Reinforce(), data()))

@@ -12,6 +12,7 @@ from .gaussian_gate import GaussianGate
 from .geometric_clip import GeometricClip
 from .kl import KL
 from .mixed_policy import MixedPolicy
+from .quadratic_penalty import QuadraticPenalty
 from .regression import Regression
 from .reinforce import Reinforce
 from .sequence_clip import SequenceClip, SequenceClipToken
@@ -27,6 +28,7 @@ __all__ = [
     "GaussianGate",
     "GeometricClip",
     "MixedPolicy",
+    "QuadraticPenalty",
     "Regression",
     "Reinforce",
     "SequenceClip",

@@ -136,6 +136,19 @@ def gaussian_gate_gradient(x: Columns, s: Columns, k: Column, **parameters: floa
     }
 
 
+def quadratic_penalty_value(x: Columns, _frozen: Columns, s: Columns, *, epsilon: float) -> list[float]:
+    """−[r A − |A| (r − 1)² / (2 ε)] (2401.16025)."""
+    rows = zip(map(ratio, log_ratios(x, s)), s["advantages"], strict=True)
+    return [-(r * A - abs(A) * (r - 1) ** 2 / (2 * epsilon)) for r, A in rows]
+
+
+def quadratic_penalty_gradient(x: Columns, s: Columns, k: Column, *, epsilon: float) -> dict[str, list[float]]:
+    """−r (A − |A| (r − 1) / ε)."""
+    rows = zip(k, log_ratios(x, s), s["advantages"], strict=True)
+    slopes = ((k_t, d, ratio(d) * (A - abs(A) * (ratio(d) - 1) / epsilon)) for k_t, d, A in rows)
+    return {"logps": [-k_t * slope if abs(d) <= LIMIT else 0.0 for k_t, d, slope in slopes]}
+
+
 def mixed_policy_value(
     x: Columns, frozen: Columns, s: Columns, *, gamma: float, low: float | None, high: float | None
 ) -> list[float]:
@@ -206,6 +219,7 @@ VALUES: dict[str, Callable[..., list[float]]] = {
     "ClippedWeight": clipped_weight_value,
     "SoftGate": soft_gate_value,
     "GaussianGate": gaussian_gate_value,
+    "QuadraticPenalty": quadratic_penalty_value,
     "MixedPolicy": mixed_policy_value,
     "Reinforce": reinforce_value,
     "KL": kl_value,
@@ -216,6 +230,7 @@ GRADIENTS: dict[str, Callable[..., dict[str, list[float]]]] = {
     "ClippedWeight": clipped_weight_gradient,
     "SoftGate": soft_gate_gradient,
     "GaussianGate": gaussian_gate_gradient,
+    "QuadraticPenalty": quadratic_penalty_gradient,
     "MixedPolicy": mixed_policy_gradient,
     "Reinforce": reinforce_gradient,
     "KL": kl_gradient,
