@@ -26,7 +26,15 @@ def test_the_oldest_torch_has_the_same_loss(tmp_path):
     subprocess.run([uv, "pip", "install", "-q", "--python", python, *packages], check=True)
     tests = tmp_path / "tests"
     shutil.copytree(HERE / "objective", tests / "objective", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("losses.py", "test_tokens.py", "test_batch.py", "test_mismatch.py", "test_loss.py", "test_metrics.py"):
+    for name in (
+        "losses.py",
+        "bits.py",
+        "test_tokens.py",
+        "test_batch.py",
+        "test_mismatch.py",
+        "test_loss.py",
+        "test_metrics.py",
+    ):
         shutil.copy(HERE / name, tests)
     command = [python, "-W", "error", "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
     out = subprocess.run(
@@ -42,3 +50,16 @@ def test_the_oldest_torch_has_the_same_loss(tmp_path):
         [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True, check=True
     )
     assert version.stdout.startswith(OLDEST)
+    # The same bits up to the library's own exp, expm1, log and sigmoid: a few ulp of what is summed, the same zeros.
+    both = []
+    for interpreter, place in ((python, tmp_path), (sys.executable, HERE.parent)):
+        file = tmp_path / f"{len(both)}.pt"
+        environment = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{Path(grpokit.__file__).parent.parent}"}
+        subprocess.run([interpreter, "-m", "tests.bits", file], cwd=place, env=environment, check=True)
+        both.append(torch.load(file))
+    assert both[0].keys() == both[1].keys()
+    for key, old in both[0].items():
+        new, ulp = both[1][key], torch.finfo(both[1][key].dtype).eps
+        assert torch.equal(old == 0, new == 0), key
+        size = old.abs() + old.abs().mean()
+        assert ((old - new).abs() <= 8 * ulp * size).all(), (key, ((old - new).abs() / size / ulp).max())

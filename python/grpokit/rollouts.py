@@ -56,7 +56,7 @@ def process(
         `gate` (the outcome to select on, when it is not the reward), `step` (part of the key, and the batch),
         `rollout_id` (rows that share it are one answer, whose reward counts once) and `turn_idx`, `source`,
         `response_len` (tokens), `finish`, `version_min`, `version_max`, `text`, `token_ids`, `prompt`,
-        `reward_parts`.
+        `reward_parts`, `baseline_reward`, `logp_old` and `logp_ref` (lists, one number a token).
     recipe : Recipe or str
         A recipe, or the name of one with its parameters as keyword arguments.
     version : int, optional
@@ -403,8 +403,8 @@ def advantages(rewards: Any, groups: Any, estimator: Advantage, **columns: Any) 
     estimator : Advantage
         `GroupNorm()`, `MeanBaseline()`, `LeaveOneOut()`, `GlobalNorm(...)`, ..., or your own.
     **columns : (N,) each
-        What else the estimator reads, by grpokit's names: `response_len`, `baseline_reward`, ...; and `step`, the batch
-        of each row, for estimators that look at a whole batch.
+        What else the estimator reads, by grpokit's names: `response_len`, `baseline_reward`, ... (`reward_parts` may be
+        a dict of columns); and `step`, the batch of each row, for estimators that look at a whole batch.
 
     Returns
     -------
@@ -431,14 +431,16 @@ def advantages(rewards: Any, groups: Any, estimator: Advantage, **columns: Any) 
             raise error("unknown_parameter", owner="advantages", given=name, nearest=near, known=", ".join(known))
     groups = _grouped(groups)
     given = {name: column for name, column in columns.items() if column is not None}
-    parts = given.pop("reward_parts", None)
-    parts = parts if isinstance(parts, Mapping) else {} if parts is None else {"reward_parts": parts}
-    names = {"reward_parts": [f"part {name}" for name in parts]} if parts else {}
-    table = {"reward": rewards, **given, **{f"part {name}": column for name, column in parts.items()}}
-    source = Source(table, names, known)
+    parts, names = given.get("reward_parts"), None
+    if isinstance(parts, Mapping):
+        # Under names that no other column has.
+        del given["reward_parts"]
+        names = {"reward_parts": [f"part {name}" for name in parts]}
+        given |= {f"part {name}": column for name, column in parts.items()}
+    source = Source({"reward": rewards, **given}, names, known)
     rows = Rows(groups, floats("reward", source.get("reward", "advantages")))
     read = _columns(source, None, dict.fromkeys(estimator.reads, estimator), None)
-    if "reward_parts" in read:
+    if isinstance(parts, Mapping) and "reward_parts" in read:
         read["reward_parts"] = dict(zip(parts, read["reward_parts"].values(), strict=True))
     if "step" in given:
         read["step"] = integers("step", source.get("step", "advantages"))

@@ -424,3 +424,46 @@ def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
         list(jsonl.JsonLinesInput(path, max_line=4000).lines())
     assert caught.value.kind == "line_too_long"
     assert "line 2 is longer than 4,000 bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        gk.recipe("rloo", beta=0.1),
+        gk.recipe("remax"),
+        gk.recipe("gpg"),
+        gk.recipe("opo"),
+        gk.recipe("rloo").replace(advantage=gk.GDPO("tokens")),
+        gk.recipe("rloo").replace(advantage=gk.PKPO(2)),
+    ],
+    ids=lambda r: f"{r.name}-{type(r.advantage).__name__}",
+)
+def test_what_estimators_read_is_read_from_files(tmp_path, suffix, chosen):
+    """Lists of log-probs, parts of rewards, baselines, lengths: as from a table in memory."""
+    n = 24
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 5, n).tolist()
+    table = rows(n) | {
+        "step": [i // 12 for i in range(n)],
+        "response_len": lengths,
+        "baseline_reward": rng.normal(size=n).tolist(),
+        "logp_old": [rng.normal(size=k).tolist() for k in lengths],
+        "logp_ref": [rng.normal(size=k).tolist() for k in lengths],
+        "reward_parts": [{"a": float(i % 3), "b": float(i % 5)} for i in range(n)],
+    }
+    out = tmp_path / f"out{suffix}"
+    filter_files([write(tmp_path / f"in{suffix}", table)], out, chosen, advantages=True, keep_all=True)
+    found = [row["advantage"] for row in read(out)]
+    np.testing.assert_array_equal(found, gk.process(table, chosen).advantages)
+
+
+def test_advantages_per_token_have_no_place_in_a_file(tmp_path, capsys):
+    table = rows(4) | {"logp_old": [[-1.0]] * 4, "logp_ref": [[-1.0]] * 4, "step": [1] * 4}
+    source, out = write(tmp_path / "in.jsonl", table), tmp_path / "out.jsonl"
+    settings = ["--recipe", "reinforce_pp", "--set", "ddof=1", "--set", "eps=0.1"]
+    assert main(["advantages", str(source), "-o", str(out), *settings]) == 2
+    assert "GlobalNorm gives one advantage a token" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["filter", str(source), "-o", str(out), *settings]) == 0
+    assert len(read(out)) == 4

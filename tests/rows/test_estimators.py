@@ -236,6 +236,9 @@ def test_gdpo(over, form):
         response_len=PARTS["response_len"] if over == "tokens" else None,
     )  # fmt: skip
     np.testing.assert_allclose(alone, expected, rtol=1e-12, atol=1e-14)
+    if form == "records" and over == "sequences":
+        again = gk.advantages(PARTS["reward"], PARTS["group_id"], estimator, reward_parts=rows["reward_parts"])
+        np.testing.assert_array_equal(again, alone)
 
 
 def test_gdpo_counts_parts_that_differ_in_spread_alike():
