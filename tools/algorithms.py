@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import grpokit as gk
-from grpokit.explain import equation, facts, labelled, numbers, scale_source
+from grpokit.explain import equation, facts, labelled, numbers, scale_source, symbols
 from grpokit.reference import loss as reference
 from grpokit.stages import EXAMPLES, REGISTRY, load
 from grpokit.testing.laws import ALWAYS_HELD, LAWS
@@ -144,7 +144,9 @@ def _recipe(recipe: gk.Recipe, recipes: dict[str, gk.Recipe]) -> str:
     if recipe.experimental:
         lines.append(f"**Experimental**: {recipe.experimental}")
     shaped = "".join(f"    R becomes {stage.equation}\n" for stage in recipe.shape)
-    lines.append(f"{shaped}    {recipe.advantage.equation}\n    {equation(recipe)}\n    {recipe.objective.gradient}")
+    known = "".join(f"    {line}\n" for line in symbols(recipe))
+    loss = f"{equation(recipe)}\n{known}    {recipe.objective.gradient}"
+    lines.append(f"{shaped}    {recipe.advantage.equation}\n    {loss}")
     lines.append(f"![the gate of {recipe.name}](gates/{drawn(recipe, recipes)}.svg)")
     rows = []
     for label, stage in labelled(recipe):
@@ -180,10 +182,10 @@ def _advantages() -> str:
         if cls.__module__.startswith("grpokit."):
             head = (cls.__doc__ or "").split("\n")[0]
             found = head[head.rfind("arXiv:") :].split(")")[0].split(",")[0] if "arXiv:" in head else ""
-            shown = cls(**cls.example).equation.replace("|", "\\|")
-            signal = {"group": "its group", "batch": "the batch", "none": "nothing: a group of one is ordinary"}[
-                cls.signal
-            ]
+            one = cls(**cls.example)
+            shown = one.equation.replace("|", "\\|")
+            alone = "its group, which may be of one" if one.scope == "group" else "nothing"
+            signal = {"group": "its group", "batch": "the batch", "none": alone}[one.signal]
             rows.append(f"| {name} | {shown} | {signal} | {_linked(found)} |")
     return "\n\n".join([*lines, "\n".join(rows)])
 

@@ -32,7 +32,7 @@ def explain(recipe: Recipe) -> str:
             term = next(term for term in recipe.extra if term.objective is stage)
             known.append(("scale", repr(term.scale), scale_source(recipe)))
         lines += [f"  {'':<10}   {f'{name} = {value}':<20} {where}" for name, value, where in known]
-    lines += ["", f"  {equation(recipe)}"]
+    lines += ["", f"  {equation(recipe)}", *(f"  {line}" for line in symbols(recipe))]
     lines.append(
         f"  r = π / π_{recipe.ratio}, A constant, over the live tokens t; the denominators are the whole batch's"
     )
@@ -80,6 +80,11 @@ def facts(recipe: Recipe) -> list[str]:
 def equation(recipe: Recipe) -> str:
     """LOSS in one line."""
     return "LOSS = " + " + ".join(_term(term) for term in recipe.terms)
+
+
+def symbols(recipe: Recipe) -> list[str]:
+    """What the symbols of `equation` stand for, beyond r and A."""
+    return list(dict.fromkeys(term.objective.where for term in recipe.terms if term.objective.where))
 
 
 def _term(term: Term) -> str:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @register("advantage")
 @dataclass(frozen=True)
 class GDPO(Advantage):
-    """A = (x − mean) / (std + eps) over the batch, x = Σ_k w_k (R_k − mean_k) / (std_k + eps) over the group.
+    """Each reward normalised in its group, their weighted sum over the batch: GDPO (arXiv:2601.05242).
+
+    A = (x − mean) / (std + eps) over the batch, x = Σ_k w_k (R_k − mean_k) / (std_k + eps) over the group.
 
     Parameters
     ----------

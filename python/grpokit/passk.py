@@ -50,9 +50,13 @@ class PKPO(Advantage):
 
     k: int
     baseline: Literal["loo-1", "loo", "none"] = "loo-1"
-    signal: ClassVar[Literal["none"]] = "none"
     scope: ClassVar[Literal["group"]] = "group"
     example: ClassVar[Mapping[str, Any]] = {"k": 2}
+
+    @property
+    def signal(self) -> Literal["group", "none"]:  # type: ignore[override]
+        """Equal rewards give 0 with "loo-1" alone."""
+        return "group" if self.baseline == "loo-1" else "none"
 
     def __post_init__(self) -> None:
         check_choice(self, "baseline", ("loo-1", "loo", "none"))

@@ -152,6 +152,8 @@ class Objective(Stage):
 
     Attributes
     ----------
+    where : str
+        What the symbols of the equation stand for, beyond r and A.
     gradient : str
         g = ∂LOSS_t/∂log π (and h = ∂LOSS_t/∂H), in closed form, one line.
     folds : bool
@@ -161,6 +163,7 @@ class Objective(Stage):
     """
 
     scope: ClassVar[Scope] = "token"
+    where: ClassVar[str] = ""
     gradient: ClassVar[str] = ""
     folds: ClassVar[bool] = False
 

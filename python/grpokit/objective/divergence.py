@@ -65,7 +65,8 @@ class Divergence(Objective):
     eta: float
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
     scope: ClassVar[Literal["sequence"]] = "sequence"
-    equation: ClassVar[str] = "e^{A/η} f(x), x = R e^{−A/η}, R = Π_t r_t"
+    equation: ClassVar[str] = "e^{A/η} f(x)"
+    where: ClassVar[str] = "x = R e^{−A/η}, R = Π_t r_t"
     gradient: ClassVar[str] = "g = R f'(x), summed over the sequence's tokens"
     example: ClassVar[Mapping[str, Any]] = {"f": "js", "eta": 1.0}
 

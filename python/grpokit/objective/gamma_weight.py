@@ -54,7 +54,8 @@ class GammaWeight(Objective):
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "logps", "advantages", "weight"})
     scope: ClassVar[Literal["sequence"]] = "sequence"
     folds: ClassVar[bool] = True
-    equation: ClassVar[str] = "−sg(φ(W)) A log π, φ(W) = W^k e^{λ (1 − W)}, W = Π_t r_t w_t"
+    equation: ClassVar[str] = "−sg(φ(W)) A log π"
+    where: ClassVar[str] = "φ(W) = W^k e^{λ (1 − W)}, W = Π_t r_t w_t, k and λ by the sign of A"
     gradient: ClassVar[str] = "g = −A φ(W)"
 
     def __post_init__(self) -> None:

@@ -59,7 +59,11 @@ class GaussianGate(Objective):
     adv_low: float = 0.1
     adv_high: float = 10.0
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages", "old_logps"})
-    equation: ClassVar[str] = "−A sg(w) r, w = exp(−(r − 1)² / (2 σ²)) if A (r − 1) > 0, else 1, σ = σ(π_old, A)"
+    equation: ClassVar[str] = "−A sg(w) r"
+    where: ClassVar[str] = (
+        "w = exp(−(r − 1)² / (2 σ²)) if A (r − 1) > 0, else 1; σ = b (1 + β A) if A > 0, b / (1 − β A) if A < 0; "
+        "b = sigma / π_old^α"
+    )
     gradient: ClassVar[str] = "g = −A w r"
 
     def __post_init__(self) -> None:

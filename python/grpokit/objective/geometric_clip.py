@@ -49,7 +49,8 @@ class GeometricClip(Objective):
     high: float | None = 0.4
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
     scope: ClassVar[Literal["sequence"]] = "sequence"
-    equation: ClassVar[str] = "−A S, S = exp(1/|o| Σ_t d̃_t), d̃ = min(log r, high) if A ≥ 0, max(log r, −low) if A < 0"
+    equation: ClassVar[str] = "−A S"
+    where: ClassVar[str] = "S = exp(1/|o| Σ_t d̃_t), d̃ = min(log r, high) if A ≥ 0, max(log r, −low) if A < 0"
     gradient: ClassVar[str] = "g_j = −(Σ_t A_t) S / |o| while log r_j ≤ high (A ≥ 0) or log r_j ≥ −low (A < 0), else 0"
 
     def __post_init__(self) -> None:

@@ -83,7 +83,12 @@ class KL(Objective):
     def equation(self) -> str:  # type: ignore[override]
         """The estimator."""
         r, k = "r " if self.corrected else "", {"k1": "x", "k2": "x²/2", "k3": "(e^−x + x − 1)"}[self.kind]
-        return f"{r}{k}, x = log π − log π_{self.to}"
+        return f"{r}{k}"
+
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        """What x is."""
+        return f"x = log π − log π_{self.to}"
 
     @property
     def gradient(self) -> str:  # type: ignore[override]

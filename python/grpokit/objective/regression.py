@@ -47,7 +47,8 @@ class Regression(Objective):
     beta: float = 1e-3
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
     scope: ClassVar[Literal["sequence"]] = "sequence"
-    equation: ClassVar[str] = "(β D − A)², D = Σ_t log r_t"
+    equation: ClassVar[str] = "(β D − A)²"
+    where: ClassVar[str] = "D = Σ_t log r_t"
     gradient: ClassVar[str] = "g = 2 β (β D − A), summed over the sequence's tokens"
 
     def __post_init__(self) -> None:

@@ -49,11 +49,7 @@ class SequenceClip(Clip):
     high: float | None = 4e-4
     scope: ClassVar[Literal["sequence"]] = "sequence"
     symbol: ClassVar[str] = "s"
-
-    @property
-    def equation(self) -> str:  # type: ignore[override]
-        """Eq. 5."""
-        return super().equation + ", s = exp(1/|o| Σ_t log r_t)"
+    where: ClassVar[str] = "s = exp(1/|o| Σ_t log r_t)"
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -68,10 +64,7 @@ class SequenceClip(Clip):
 class SequenceClipToken(SequenceClip):
     """GSPO-token: the value of `SequenceClip`, the gradient through each token's own log π, −A_t s inside the gate."""
 
-    @property
-    def equation(self) -> str:  # type: ignore[override]
-        """Eq. 13."""
-        return super().equation + ", whose gradient is that of s_t = sg(s) π_t / sg(π_t)"
+    where: ClassVar[str] = "s = sg(exp(1/|o| Σ_t log r_t)) · π_t / sg(π_t)"
 
     def level(self, tokens: Tokens) -> Tensor:
         d = tokens.log_ratio

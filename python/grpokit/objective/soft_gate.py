@@ -46,7 +46,8 @@ class SoftGate(Objective):
     positive: float = 1.0
     negative: float = 1.05
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
-    equation: ClassVar[str] = "−A (4/τ) σ(τ (r − 1)), τ = positive if A > 0, else negative"
+    equation: ClassVar[str] = "−A (4/τ) σ(τ (r − 1))"
+    where: ClassVar[str] = "τ = positive if A > 0, else negative"
     gradient: ClassVar[str] = "g = −A r sech²(τ (r − 1) / 2)"
 
     def __post_init__(self) -> None:
