@@ -124,7 +124,8 @@ completions, two updates a step, mean ± standard deviation over {seeds} seeds; 
 A seed has its own weights, warm start, prompts and held-out set. The grid of learning rates was fixed beforehand and
 is the same for all; "best" is the best mean of it on these very seeds, so it flatters every recipe alike. steps/s with
 two runs at once; clipped, entropy and length are means of the last {last} steps at the best rate; completions are what
-the steps sampled (dynamic sampling takes more; ReMax's greedy answers are not counted).
+the steps sampled (dynamic sampling takes more; ReMax's greedy answers are not counted). ppo_clip has no critic here:
+its advantages are the rewards themselves, 0 or 1, and nothing is pushed down.
 
 {table}
 
