@@ -321,6 +321,8 @@ def _fields(name: str, column: Column) -> dict[str, Any]:
     """The columns in a column of records or structs; the column itself where it holds numbers."""
     if isinstance(column, ArrowColumn):
         return {field: column.field(field) for field in column.fields()} or {name: column}
+    if isinstance(column, np.ndarray) and column.dtype.kind != "O":
+        return {name: column}
     listed = column.tolist() if isinstance(column, np.ndarray) else column
     if not any(isinstance(value, Mapping) for value in listed):
         return {name: column}
