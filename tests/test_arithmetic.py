@@ -118,15 +118,21 @@ def test_both_readings_of_the_soft_punishment():
 def test_the_numbers_are_in_explain():
     dapo = " ".join(gk.recipe("dapo", max_len=20_480).explain().split())
     for words in (
-        "9.3 updates",
+        "9.3 steps",
         "p = 0.78",
         "3.64, 25.2, 635 times",
         "66% at p = 0.05",
-        "1/√(p (1 − p)): 2.0 at p = 0.5",
+        "for 0/1 rewards and ddof 0: 2.0 at p = 0.5",
     ):
         assert words in dapo
     grpo = gk.recipe("grpo").explain()
-    assert "12.6 updates" in grpo
+    assert "12.6 steps" in grpo
     assert "p = 0.83" in grpo
-    assert "p (1 − p): 0.25 at p = 0.5" in gk.recipe("dr_grpo", max_len=9).explain()
+    assert "carries the factor p (1 − p): 0.25 at p = 0.5" in gk.recipe("dr_grpo", max_len=9).explain()
     assert "10^81" in gk.recipe("gspo").explain()
+    assert "a window of 0.03% exists in fp32 only" in " ".join(gk.recipe("gspo").explain().split())
+    assert "fp32 only" not in gk.recipe("gspo", low=0.1, high=0.1).explain()
+    # What is said of the plain policy gradient is not said where the objective has another.
+    assert "carries the factor" in gk.recipe("sapo").explain()
+    for name in ("maspo", "luffy", "oapl"):
+        assert "carries the factor" not in gk.recipe(name).explain()

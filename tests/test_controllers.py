@@ -18,6 +18,25 @@ def test_kl_moves_towards_its_target_and_no_faster_than_a_fifth(beta, target, ro
     assert change >= -1e-12 if kl >= target else change <= 1e-12
 
 
+def test_no_number_of_rollouts_makes_the_coefficient_negative():
+    control = gk.AdaptiveKL(0.1, target=0.05, horizon=100)
+    for kl in (0.0, 1e9, 0.0):
+        control.update(kl, 10**6)
+        assert control.coefficient > 0
+    assert control.coefficient == pytest.approx(0.1 * 0.8 * 1.2 * 0.8)
+
+
+def test_what_is_not_steered_stays():
+    """Terms that hold the policy to the old one, and the sources of everything else."""
+    recipe = gk.recipe("grpo")
+    both = recipe.replace(extra=(*recipe.extra, gk.Term(gk.KL("k2", "old"), 0.5)))
+    assert [term.scale for term in gk.AdaptiveKL(0.3, 0.1).apply(both).extra] == [0.3, 0.5]
+    with pytest.raises(gk.InputError, match="no KL penalty"):
+        gk.AdaptiveKL(0.3, 0.1).apply(recipe.replace(extra=both.extra[1:]))
+    steered = dict(gk.AdaptiveKL(0.3, 0.1).apply(recipe).sources)
+    assert steered == dict(recipe.sources) | {"extra.scale": "steered by AdaptiveKL"}
+
+
 def test_kl_in_every_place():
     control = gk.AdaptiveKL(0.3, 0.1)
     assert control.apply(gk.recipe("grpo")).extra[0].scale == 0.3
@@ -82,3 +101,14 @@ def test_nothing_measured_changes_nothing():
     control = gk.AdaptiveKL(0.1, 0.2)
     control.update(math.nan, 100)
     assert control.coefficient == 0.1
+
+
+@pytest.mark.parametrize("rollouts", [-1, math.nan, 2.5, None])
+def test_rollouts_are_counted(rollouts):
+    with pytest.raises(gk.InputError, match="rollouts=.*expected a whole number from 0"):
+        gk.AdaptiveKL(0.1, 0.1).update(0.1, rollouts)
+
+
+def test_the_bonus_begins_at_its_lower_bound():
+    recipe = gk.recipe("dapo", max_len=9)
+    assert gk.AdaptiveEntropy(0.2, low=0.1).apply(recipe).extra[0].scale == -0.1

@@ -72,7 +72,7 @@ MUTANTS = [
     ("equation.py", 'if term.aggregate.over == "kept":', "if False:"),
     ("equation.py", 'return now if term.aggregate.over == "kept" else', "return now if False else"),
     ("equation.py", "policy, batch.tokens(recipe, views)", "policy, batch.tokens(recipe, leaves)"),
-    ("equation.py", "_Settled(weights, term.scale / ", "_Settled(weights, 1 / "),
+    ("equation.py", "(term.scale * settled.share)", "settled.share"),
     ("loss.py", "(finite + self.entropies[at, None])", "(finite - self.entropies[at, None])"),
     ("loss.py", "[:, None] / self.batch.temperature for", "[:, None] for"),
     ("loss.py", "batch.whole.ready.pop(key, None)", "batch.whole.ready.get(key, None)"),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ WORKER = """
 import sys
 import torch
 import torch.distributed as dist
-from tests.losses import padded, run, table
-from tests.test_ranks import SHARED, rows_of
+from grpokit import StateError
+from tests.losses import RECIPES, padded, run, table
+from tests.test_ranks import SHARED, rows_of, steered
 
 rank, place = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
@@ -26,8 +28,13 @@ for name, r in SHARED.items():
         d = rows_of(rank)
         batch = padded(d)
         batch.synchronize(r, reduction=reduction)
-        loss, x, _ = run(batch, r, d, split=20)
+        loss, x, _ = run(batch, steered(r), d, split=20)
         found[name, reduction] = loss, x
+
+try:
+    run(batch, RECIPES["dual_constant"], d)
+except StateError as problem:
+    found["other"] = problem.kind
 torch.save(found, f"{place}/{rank}.pt")
 dist.destroy_process_group()
 """
@@ -44,6 +51,11 @@ def rows_of(rank):
     return {k: x[RANKS[rank]] for k, x in table(2).items()}
 
 
+def steered(r):
+    """A controller's change, after the denominators are settled."""
+    return r.replace(extra=tuple(replace(term, scale=3 * term.scale) for term in r.extra))
+
+
 def test_two_ranks_are_one_process(tmp_path):
     root = Path(__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -57,9 +69,10 @@ def test_two_ranks_are_one_process(tmp_path):
         for worker in workers:
             worker.kill()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert [part["other"] for part in found] == ["not_synchronized"] * 2
     d = table(2)
     for name, r in SHARED.items():
-        loss, x, _ = run(padded(d), r, d)
+        loss, x, _ = run(padded(d), steered(r), d)
         for reduction, factor in (("sum", 1.0), ("mean", 0.5)):
             total = sum(factor * part[name, reduction][0] for part in found)
             torch.testing.assert_close(total, loss, rtol=1e-12, atol=1e-14)

@@ -37,6 +37,7 @@ def test_the_oldest_torch_has_the_same_loss(tmp_path):
     ):
         shutil.copy(HERE / name, tests)
     command = [python, "-W", "error", "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    command += ["-m", "not slow", "-o", "markers=slow"]
     out = subprocess.run(
         [*command, tests],
         cwd=tmp_path,

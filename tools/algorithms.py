@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import grpokit as gk
-from grpokit.explain import equation, facts, labelled, numbers, scale_source, symbols
+from grpokit.explain import equation, facts, labelled, symbols
 from grpokit.reference import loss as reference
 from grpokit.stages import EXAMPLES, REGISTRY, load
 from grpokit.testing.laws import ALWAYS_HELD, LAWS
@@ -24,8 +24,8 @@ REDUCTIONS = ROOT / "tests" / "objective" / "test_reductions.py"
 DECISIONS = [
     ("single-turn maths, verifiable 0/1 rewards, a base model", "dapo", "prompts without signal are the majority early "
      "and late, and the upper clip of 0.2 keeps rare right tokens rare: dynamic sampling and clip-higher answer both"),
-    ("the same with few completions to spend", "grpo or dr_grpo", "dynamic sampling samples 2 to 3 times as many "
-     "completions; at equal completions plain sampling was no worse in our own runs"),
+    ("the same with few completions to spend", "grpo or dr_grpo", "dynamic sampling samples more completions "
+     "(1.25 times in benches/results/recipes.md); per completion plain sampling was no worse in our own runs"),
     ("short RLHF with a reward model", "rloo", "answers of some hundred tokens, dense rewards, one update a batch: no "
      "ratio, no clip, a KL penalty in the reward (beta)"),
     ("one answer a prompt, many prompts", "reinforce_pp", "there is no group to compare with; the batch is the baseline"),
@@ -39,17 +39,17 @@ DECISIONS = [
      "there is no ratio at all; the papers' ordering did not reproduce at toy scale, so measure"),
     ("rare tokens must keep their gradient", "cispo", "the weight is bounded, no token is dropped; choose its bound"),
     ("clipping looks too abrupt", "sapo or spo", "a soft gate that damps, or a penalty that draws a ratio back"),
-    ("a weak start: hardly any prompt is solved", "luffy, or any recipe with PKPO", "demonstrations in the group give "
-     "signal where own answers give none; PKPO rewards the group's best answer"),
-    ("several rewards of different scale", "any recipe with GDPO", "each is normalised in its group before they add up"),
+    ("a weak start: hardly any prompt is solved", "luffy", "demonstrations in the group give signal where own "
+     "answers give none; with graded rewards PKPO helps as well, with 0/1 rewards an unsolved group stays at 0"),
+    ("several rewards of different scale", "any recipe with GDPO", "each is normalised in its group before they add up (in `gk.process`; the trainer has one reward)"),
     ("diverse answers, pass@k counts", "any recipe with PassKTraining or PKPO", "their gradient is that of k attempts"),
 ]  # fmt: skip
 KL_TABLE = """\
 | estimator, x = log π − log π_ref | value, on rollouts of π | gradient as a term of the loss | as a penalty of the reward |
 |---|---|---|---|
 | k1 = x | unbiased | 0: it regularises nothing | ∇KL(π ‖ π_ref) of whole answers |
-| k2 = x²/2 | biased | ∇KL(π ‖ π_ref) in each token's own state | ∇E[x²/2] − ∇KL(π ‖ π_ref) |
-| k3 = e^−x + x − 1 | unbiased | ∇KL(π_ref ‖ π) in each token's own state | ∇KL(π ‖ π_ref) − ∇KL(π_ref ‖ π) |
+| k2 = x²/2 | biased | ∇KL(π ‖ π_ref) in each token's own state | ∇E[Σ x²/2] of whole answers, less what the loss term has |
+| k3 = e^−x + x − 1 | unbiased | ∇KL(π_ref ‖ π) in each token's own state | ∇KL(π ‖ π_ref) of whole answers, less what the loss term has |
 | k1 or k3, `corrected=True`, on rollouts of π_old | unbiased in each state | ∇KL(π ‖ π_ref) in each token's own state | |"""
 
 
@@ -145,18 +145,16 @@ def _recipe(recipe: gk.Recipe, recipes: dict[str, gk.Recipe]) -> str:
         lines.append(f"**Experimental**: {recipe.experimental}")
     shaped = "".join(f"    R becomes {stage.equation}\n" for stage in recipe.shape)
     known = "".join(f"    {line}\n" for line in symbols(recipe))
-    loss = f"{equation(recipe)}\n{known}    {recipe.objective.gradient}"
+    further = "".join(
+        f"\n    {type(t.objective).__name__}: {t.objective.gradient}, times {t.scale:g}" for t in recipe.extra
+    )
+    loss = f"{equation(recipe)}\n{known}    {recipe.objective.gradient}{further}"
     lines.append(f"{shaped}    {recipe.advantage.equation}\n    {loss}")
     lines.append(f"![the gate of {recipe.name}](gates/{drawn(recipe, recipes)}.svg)")
     rows = []
-    for label, stage in labelled(recipe):
-        name = type(stage).__name__
-        known = list(numbers(recipe, label, stage))
-        if label == "extra":
-            term = next(term for term in recipe.extra if term.objective is stage)
-            known.append(("scale", repr(term.scale), scale_source(recipe)))
+    for label, stage, known in labelled(recipe):
         for parameter, value, where in known or [("", "", "")]:
-            rows.append(f"| {label} | {name} | {parameter} | {value} | {where} |")
+            rows.append(f"| {label} | {type(stage).__name__} | {parameter} | {value} | {where} |")
     lines.append(
         "| stage | | number | value | from |\n|---|---|---|---|---|\n" + "\n".join(rows).replace("|o_i|", "\\|o_i\\|")
     )
@@ -177,7 +175,7 @@ def _advantages() -> str:
         "## Advantages",
         "Each composes with every objective: `gk.recipe('gspo_token').replace(advantage=gk.MeanBaseline())`.",
     ]
-    rows = ["| estimator | A | relative to | paper |", "|---|---|---|---|"]
+    rows = ["| estimator | A | relative to | numbers | left out | paper |", "|---|---|---|---|---|---|"]
     for name, cls in REGISTRY["advantage"].items():
         if cls.__module__.startswith("grpokit."):
             head = (cls.__doc__ or "").split("\n")[0]
@@ -186,7 +184,8 @@ def _advantages() -> str:
             shown = one.equation.replace("|", "\\|")
             alone = "its group, which may be of one" if one.scope == "group" else "nothing"
             signal = {"group": "its group", "batch": "the batch", "none": alone}[one.signal]
-            rows.append(f"| {name} | {shown} | {signal} | {_linked(found)} |")
+            own = "; ".join(f"{k} = {getattr(one, k)!r}: {where}" for k, where in one.sources.items())
+            rows.append(f"| {name} | {shown} | {signal} | {own} | {one.leaves_out} | {_linked(found)} |")
     return "\n\n".join([*lines, "\n".join(rows)])
 
 
@@ -197,16 +196,16 @@ def _arithmetic() -> str:
     shares = ", ".join(f"{a.zero_variance_share(p, 8):.1%} at p = {p}" for p in (0.05, 0.2, 0.5, 0.8, 0.95))
     return f"""## The arithmetic that explains them
 
-- Under a saturated clip a token's probability grows by (1 + high) an update: from 0.01 to 0.1 it takes {grow}.
-- The gap between the two, (1.28 / 1.2)^n, is {gaps} after 20, 50, 100 updates. (A popular walk-through prints 1.7, 3.7, 14.)
+- Under a saturated clip a token's probability grows by (1 + high) a step (from one π_old to the next): from 0.01 to 0.1 it takes {grow}.
+- The gap between the two, (1.28 / 1.2)^n, is {gaps} after 20, 50, 100 steps. (A popular walk-through prints 1.7, 3.7, 14.)
 - The upper clip cannot bind above p = 1 / (1 + high), {a.never_clipped_above(0.2):.2f} for 0.2: it holds rare tokens alone.
 - A product of 1,024 ratios of 1.2 is 10^{a.decades_of_product(1.2, 1024):.0f}; sequence ratios are kept as logarithms here.
 - Of groups of 8, p^8 + (1 − p)^8 have no signal: {shares}.
 - DAPO's soft punishment runs from 16,384 to 20,480 tokens: `Overlong(20_480, 4_096)`. Reading L_max as the length before the
   cache gives 12,288 to 16,384: `Overlong(16_384, 4_096)`.
 - Dividing by the standard deviation weighs a prompt that is solved with probability p by 1/√(p (1 − p)):
-  {", ".join(f"{a.std_weight(p):.1f} at {p}" for p in (0.5, 0.1, 0.01))}. Its expected gradient is then of size √(p (1 − p)); without the
-  division p (1 − p): {", ".join(f"{a.signal_with_std(p):.2f} and {a.signal_without_std(p):.3f} at {p}" for p in (0.5, 0.1, 0.01))}."""
+  {", ".join(f"{a.std_weight(p):.1f} at {p}" for p in (0.5, 0.1, 0.01))}. Its expected gradient, for 0/1 rewards, on-policy and with ddof 0, is
+  then √(p (1 − p)) times E[∇log π | right] − E[∇log π | wrong]; without the division p (1 − p) times it: {", ".join(f"{a.signal_with_std(p):.2f} and {a.signal_without_std(p):.3f} at {p}" for p in (0.5, 0.1, 0.01))}."""
 
 
 def identities() -> list[str]:

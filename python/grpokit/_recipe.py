@@ -150,7 +150,7 @@ class Recipe:
         return any(column in stage.reads for name in ("shape", "select", "advantage") for stage in self.stages(name))
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with other stages.
+        """The same recipe with other stages; under another name, what is told of this one's paper is left behind.
 
         Examples
         --------
@@ -169,7 +169,10 @@ class Recipe:
                     known=", ".join(known),
                 )
         kept = tuple((k, v) for k, v in self.sources if k.split(".")[0] not in changes)
-        return dataclasses.replace(self, **({"sources": kept} | changes))
+        told: dict[str, Any] = {"sources": kept}
+        if changes.get("name", self.name) != self.name:
+            told |= {"parent": self.name, "papers": (), "elsewhere": (), "leaves_out": "", "experimental": ""}
+        return dataclasses.replace(self, **(told | changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, for TOML or JSON; `from_dict` reads it back."""
@@ -301,9 +304,14 @@ def _needed(owner: str, given: Mapping[str, Any], needed: list[str], example: st
 def _dump(stage: Stage) -> dict[str, Any]:
     # TOML has no word for None: it is left out where it is the default, and "none" elsewhere.
     defaults = {f.name: f.default for f in dataclasses.fields(stage)}  # type: ignore[arg-type]
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields_of(stage).items()}
+    fields = {k: _simple(v) for k, v in fields_of(stage).items()}
     fields = {k: "none" if v is None else v for k, v in fields.items() if v is not None or defaults[k] is not None}
     return {"stage": type(stage).__name__} | fields
+
+
+def _simple(value: Any) -> Any:
+    """Tuples as lists, NumPy's numbers as Python's."""
+    return list(value) if isinstance(value, tuple) else value.item() if getattr(value, "ndim", 1) == 0 else value
 
 
 def _read(name: str, value: Any) -> Any:

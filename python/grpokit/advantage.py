@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from . import arithmetic
-from .columns import Ragged, floats
+from .columns import Ragged, check_values, floats
 from .errors import error
 from .parameters import check_choice, check_number
 from .ranking import batches
@@ -194,6 +194,7 @@ class SoftValue(Advantage):
     """
 
     beta: float = 1.0
+    sources: ClassVar[Mapping[str, str]] = {"beta": "the paper's β_1, as two ports and a digest quote it"}
     signal: ClassVar[Literal["none"]] = "none"
     scope: ClassVar[Literal["group"]] = "group"
     equation: ClassVar[str] = "A = R − β log mean_j exp(R_j / β), over the group"
@@ -294,7 +295,8 @@ class GlobalNorm(Advantage):
         codes = np.zeros(rows.n, np.int64) if steps is None else steps.codes.astype(np.int64)
         of_token = Codes([np.repeat(codes, sizes)], ["step"])
         tokens = Tokens(of_token, (x_T, np.repeat(kept, sizes)))
-        return Ragged(tokens.advantages("global_norm", self.ddof, self.eps, batches=of_token), old.offsets)
+        values = tokens.advantages("global_norm", self.ddof, self.eps, batches=of_token)
+        return Ragged(values * np.repeat(rows.weigh(np.ones(rows.n)), sizes), old.offsets)
 
 
 def _of_kept(rows: Rows, values_N: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -322,8 +324,8 @@ def _baselines(rows: Rows, column: Column) -> NDArray[np.float64]:
     name = "baseline_reward"
     values_N, known_N = numbers(name, floats(name, column))
     kept = rows.keep()
-    for kind, bad in (("null_value", kept & ~known_N), ("not_finite", kept & known_N & ~np.isfinite(values_N))):
-        if bad.any():
-            found = np.flatnonzero(bad)
-            raise error(kind, column=name, count=len(found), rows=found[:5].tolist())
+    if (kept & ~known_N).any():
+        found = np.flatnonzero(kept & ~known_N)
+        raise error("null_value", column=name, count=len(found), rows=found[:5].tolist())
+    check_values(name, values_N, kept)
     return values_N

@@ -9,9 +9,10 @@ import math
 
 
 def steps_to_grow(p: float, to: float, high: float) -> float:
-    """Updates after which a token's probability has grown from `p` to `to` where every one ends at the clip.
+    """Steps after which a token's probability has grown from `p` to `to` where each one ends at the clip.
 
-    Under a saturated clip p becomes (1 + high) p in an update: ln(to / p) / ln(1 + high).
+    A step is from one π_old to the next, however many updates it has. Under a saturated clip p becomes (1 + high) p in
+    it: ln(to / p) / ln(1 + high).
 
     Examples
     --------
@@ -21,15 +22,15 @@ def steps_to_grow(p: float, to: float, high: float) -> float:
     return math.log(to / p) / math.log1p(high)
 
 
-def growth_gap(updates: float, low: float, high: float) -> float:
-    """How much further a probability gets under the wider of two clips: ((1 + high) / (1 + low))^updates.
+def growth_gap(steps: float, low: float, high: float) -> float:
+    """How much further a probability gets under the wider of two clips: ((1 + high) / (1 + low))^steps.
 
     Examples
     --------
     >>> [round(growth_gap(n, 0.2, 0.28), 1) for n in (20, 50, 100)]
     [3.6, 25.2, 635.1]
     """
-    return math.exp(updates * (math.log1p(high) - math.log1p(low)))
+    return math.exp(steps * (math.log1p(high) - math.log1p(low)))
 
 
 def never_clipped_above(high: float) -> float:
@@ -96,22 +97,23 @@ def token_clip(high: float | None) -> tuple[str, ...]:
         return ()
     grown = steps_to_grow(0.01, 0.1, high)
     found = (
-        f"at the upper clip p grows by a factor {1 + high:g} an update: from 0.01 to 0.1 in {grown:.1f} updates",
+        f"at the upper clip p grows by a factor {1 + high:g} a step (one π_old): from 0.01 to 0.1 in {grown:.1f} steps",
         f"above p = {never_clipped_above(high):.2f} the upper clip cannot bind",
     )
     if high <= 0.2:
         return found
     gaps = ", ".join(f"{growth_gap(n, 0.2, high):.3g}" for n in (20, 50, 100))
-    return (*found, f"against high = 0.2, probabilities may be {gaps} times as large after 20, 50, 100 updates")
+    return (*found, f"against high = 0.2, probabilities may be {gaps} times as large after 20, 50, 100 steps")
 
 
-def sequence_clip() -> tuple[str, ...]:
-    """Why the sequence's ratio is a geometric mean, and why its window needs fp32."""
+def sequence_clip(low: float | None, high: float | None) -> tuple[str, ...]:
+    """Why the sequence's ratio is a geometric mean, and why a narrow window needs fp32."""
     decades = decades_of_product(1.2, 1024)
-    return (
-        f"a product of 1,024 ratios of 1.2 is 10^{decades:.0f}: finite as a logarithm, which is what is computed",
-        "bf16 resolves ratios to 0.4% near 1: a window of 0.03% exists in fp32 only",
-    )
+    product = f"a product of 1,024 ratios of 1.2 is 10^{decades:.0f}: finite as a logarithm, which is what is computed"
+    narrow = min((bound for bound in (low, high) if bound), default=1.0)
+    if narrow >= 2**-8:
+        return (product,)
+    return (product, f"bf16 resolves ratios to 0.4% near 1: a window of {narrow:.2%} exists in fp32 only")
 
 
 def equal_groups() -> tuple[str, ...]:
@@ -133,10 +135,13 @@ def overlong(max_len: int, cache: int) -> tuple[str, ...]:
 def with_std() -> tuple[str, ...]:
     """How prompts are weighed where the standard deviation divides."""
     weights = ", ".join(f"{std_weight(p):.1f} at p = {p:g}" for p in (0.5, 0.1, 0.01))
-    return (f"a prompt's gradient is of size √(p (1 − p)); the std alone weighs it 1/√(p (1 − p)): {weights}",)
+    return (
+        f"the std weighs a prompt by 1/√(p (1 − p)), for 0/1 rewards and ddof 0: {weights}",
+        "so a prompt's expected gradient on-policy carries the factor √(p (1 − p)), largest at p = 0.5",
+    )
 
 
 def without_std() -> tuple[str, ...]:
     """How prompts are weighed where it does not."""
     sizes = ", ".join(f"{signal_without_std(p):.2g} at p = {p:g}" for p in (0.5, 0.1, 0.01))
-    return (f"a prompt's gradient is of size p (1 − p): {sizes}",)
+    return (f"for 0/1 rewards a prompt's expected gradient on-policy carries the factor p (1 − p): {sizes}",)

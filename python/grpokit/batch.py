@@ -134,6 +134,7 @@ class TokenBatch:
         self.columns.setdefault("rollout_ids", self._repeat(torch.arange(len(places), device=self.device)))
         # What the loss remembers of the whole: settled weights and denominators, and a first pass.
         self.settled: dict[Any, Any] = {}
+        self.synchronized = False
         self.observed: dict[Any, Any] = {}
         self.ready: dict[Any, Any] = {}
 
@@ -230,7 +231,7 @@ class TokenBatch:
         Parameters
         ----------
         recipe : Recipe
-            The one that the loss will be given.
+            The one that the loss will be given; its coefficients may still change.
         group : torch.distributed.ProcessGroup, optional
             The ranks that share the optimizer step; all of them when not given. Each calls this once a step.
         reduction : {"mean", "sum"}

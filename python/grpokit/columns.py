@@ -6,11 +6,11 @@ core reads all three; this module finds them by name and refuses what cannot be 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ SEVERAL = ("group_id", "reward_parts")
 RAGGED = ("logp_old", "logp_ref", "logp_rollout")
 
 
-class Ragged(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Ragged:
     """Some numbers a row, one after another: row i has ``values[offsets[i]:offsets[i + 1]]``.
 
     Attributes
@@ -43,13 +44,16 @@ class Ragged(NamedTuple):
     values: NDArray[np.float64]
     offsets: NDArray[np.int64]
 
-    def __getitem__(self, row: Any) -> Any:
+    def __getitem__(self, row: int) -> NDArray[np.float64]:
         """The numbers of a row: (T_i,) float64."""
-        row = range(len(self.offsets) - 1)[row]
+        row = range(len(self))[operator.index(row)]
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[NDArray[np.float64]]:
+        return map(self.__getitem__, range(len(self)))
 
     def take(self, keep_N: NDArray[np.bool_]) -> Ragged:
         """The same of some rows."""
@@ -57,8 +61,8 @@ class Ragged(NamedTuple):
         return Ragged(self.values[np.repeat(keep_N, sizes)], np.append(0, np.cumsum(sizes[keep_N])))
 
     def sums(self) -> NDArray[np.float64]:
-        """The sum of each row: (N,) float64, 0 for an empty one; exact to an ulp (`math.fsum`)."""
-        return np.array([math.fsum(self[row]) for row in range(len(self))], np.float64)
+        """The sum of each row: (N,) float64, 0 for an empty one."""
+        return np.array([row.sum() for row in self], np.float64)
 
 
 class Source:
@@ -251,6 +255,22 @@ def floats(name: str, data: Any) -> Column:
     )
 
 
+def check_values(name: str, values_N: NDArray[np.float64], matters_N: NDArray[np.bool_]) -> None:
+    """Refuses numbers that cannot be computed with, in the rows that matter.
+
+    Raises
+    ------
+    InputError
+        `column_not_finite`, `too_large`.
+    """
+    wrong = np.flatnonzero(matters_N & ~np.isfinite(values_N))
+    if len(wrong):
+        raise error("column_not_finite", column=name, count=len(wrong), rows=wrong[:5].tolist())
+    wrong = np.flatnonzero(matters_N & (np.abs(values_N) > 1e150))
+    if len(wrong):
+        raise error("too_large", column=name, value=f"{values_N[wrong[0]]:g}", row=int(wrong[0]))
+
+
 def keys(name: str, data: Column) -> Column:
     """A column of group ids, for the native core."""
     if not isinstance(data, np.ndarray):
@@ -288,7 +308,7 @@ def take(data: Column, rows_G: NDArray[np.int64]) -> Any:
         return data[rows_G]
     if len(rows_G) < 2:
         return [data[row] for row in rows_G.tolist()]
-    return list(itemgetter(*rows_G.tolist())(data))
+    return list(operator.itemgetter(*rows_G.tolist())(data))
 
 
 def owned(data: Column) -> Column:
@@ -391,7 +411,7 @@ def ragged(name: str, data: Column) -> Ragged:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         where = np.unique(np.searchsorted(offsets, bad, "right") - 1)
-        raise error("not_finite", column=name, count=len(where), rows=where[:5].tolist())
+        raise error("column_not_finite", column=name, count=len(where), rows=where[:5].tolist())
     return Ragged(values, offsets)
 
 

@@ -14,6 +14,7 @@ from ._recipe import Term
 from .advantage import GlobalNorm
 from .errors import error
 from .objective import KL, Entropy
+from .parameters import whole
 from .shaping import KLPenalty
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ class _Controller:
 
 
 class AdaptiveKL(_Controller):
-    """β of the KL penalty, steered to a target (Ziegler et al., arXiv:1909.08593, §2.2).
+    """β of the penalty towards the reference policy, steered to a target (after Ziegler et al., arXiv:1909.08593).
 
-    β ← β (1 + clip(KL / target − 1, −0.2, 0.2) · n / horizon) after n rollouts.
+    β ← β (1 + clip(KL / target − 1, −0.2, 0.2) · min(n / horizon, 1)) after n rollouts, so β stays above 0. n / horizon
+    is how the authors' code scales the step; the paper's §2.2 has a constant, 0.1.
 
     Parameters
     ----------
@@ -66,7 +68,7 @@ class AdaptiveKL(_Controller):
     target : float
         The KL per token to hold, in nats, more than 0. (The paper's 6 nats are per answer.)
     horizon : float
-        In rollouts: how slowly β moves.
+        In rollouts: how slowly β moves; 10,000 in the authors' code.
 
     Examples
     --------
@@ -84,35 +86,50 @@ class AdaptiveKL(_Controller):
         self.target, self.horizon = target, horizon
 
     def update(self, kl: float, rollouts: int) -> None:
-        """Takes what a step measured: the mean KL per token, over that many rollouts."""
+        """Takes what a step measured: the mean KL per token, over that many rollouts (0 or more)."""
+        whole("AdaptiveKL", "rollouts", rollouts, at_least=0, at_most=2**53)
         if math.isfinite(kl):
             wrong = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.coefficient *= 1 + wrong * rollouts / self.horizon
+            self.coefficient *= 1 + wrong * min(rollouts / self.horizon, 1.0)
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with this β, in the loss and in the reward.
+        """The recipe with this β wherever π_ref holds the policy: in KL terms of the loss, or in the reward.
 
         Raises
         ------
         InputError
-            `nothing_to_control`: it has no KL penalty.
+            `nothing_to_control`: it has no such penalty.
         """
-        extra = tuple(
-            dataclasses.replace(term, scale=self.coefficient) if isinstance(term.objective, KL) else term
-            for term in recipe.extra
-        )
-        shape = tuple(
-            dataclasses.replace(stage, beta=self.coefficient) if isinstance(stage, KLPenalty) else stage
-            for stage in recipe.shape
-        )
-        advantage = recipe.advantage
-        if isinstance(advantage, GlobalNorm) and advantage.beta:
-            advantage = dataclasses.replace(advantage, beta=self.coefficient)
-        changed = recipe.replace(extra=extra, shape=shape, advantage=advantage)
-        held = any(isinstance(term.objective, KL) for term in extra) or any(isinstance(s, KLPenalty) for s in shape)
-        if not held and not (isinstance(advantage, GlobalNorm) and advantage.beta):
+        changes: dict[str, Any] = {}
+        if any(map(_is_penalty, recipe.extra)):
+            changes["extra"] = tuple(
+                dataclasses.replace(term, scale=self.coefficient) if _is_penalty(term) else term
+                for term in recipe.extra
+            )
+        if any(isinstance(stage, KLPenalty) for stage in recipe.shape):
+            changes["shape"] = tuple(
+                dataclasses.replace(stage, beta=self.coefficient) if isinstance(stage, KLPenalty) else stage
+                for stage in recipe.shape
+            )
+        if isinstance(recipe.advantage, GlobalNorm) and recipe.advantage.beta:
+            changes["advantage"] = dataclasses.replace(recipe.advantage, beta=self.coefficient)
+        if not changes:
             raise error("nothing_to_control", recipe=recipe.name, what="KL penalty", example="Term(KL(), 0.04)")
-        return changed
+        steered = {"extra": "extra.scale", "shape": "shape.beta", "advantage": "advantage.beta"}
+        by = {steered[name]: "steered by AdaptiveKL" for name in changes}
+        return dataclasses.replace(recipe, sources=tuple((dict(recipe.sources) | by).items()), **changes)
+
+
+def _is_penalty(term: Term) -> bool:
+    return isinstance(term.objective, KL) and term.objective.to == "ref"
+
+
+def kl_coefficient(recipe: Recipe) -> float | None:
+    """The coefficient of a recipe's penalty towards the reference policy, the first if there are several."""
+    found = [term.scale for term in recipe.extra if _is_penalty(term)]
+    found += [stage.beta for stage in recipe.shape if isinstance(stage, KLPenalty)]
+    found += [recipe.advantage.beta] if isinstance(recipe.advantage, GlobalNorm) and recipe.advantage.beta else []
+    return found[0] if found else None
 
 
 class AdaptiveEntropy(_Controller):
@@ -148,7 +165,7 @@ class AdaptiveEntropy(_Controller):
             expected = "more than 0" if name == "target" else f"at least low={low:g}"
             raise error("bad_parameter", owner="AdaptiveEntropy", name=name, given=given, expected=expected)
         self.target, self.delta, self.low, self.high = target, delta, low, high
-        self.raised = low
+        self.raised = self.coefficient = low
 
     def update(self, entropy: float) -> None:
         """Takes what a step measured: the mean entropy per token."""
@@ -164,4 +181,4 @@ class AdaptiveEntropy(_Controller):
         """The recipe with this bonus, in place of one that it has; its denominator is the policy term's."""
         others = tuple(term for term in recipe.extra if not isinstance(term.objective, Entropy))
         bonus = Term(Entropy(), -self.coefficient, (), recipe.aggregate)
-        return recipe.replace(extra=(*others, bonus) if self.coefficient else others)
+        return dataclasses.replace(recipe, extra=(*others, bonus) if self.coefficient else others)

@@ -107,7 +107,7 @@ def needs_first_pass(batch: TokenBatch, recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class _Settled:
-    """A term's weights, its scale over its denominators, and what the weights leave (None: everything)."""
+    """A term's weights, one over its denominators, and what the weights leave (None: everything); of any scale."""
 
     weights: Tensor
     share: Tensor
@@ -119,7 +119,7 @@ def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor
     with torch.no_grad():
         settled = _settle(batch, term, tokens)
         dtype = tokens.logps.dtype
-        weights, share = settled.weights.to(dtype), settled.share.to(dtype)
+        weights, share = settled.weights.to(dtype), (term.scale * settled.share).to(dtype)
         factor = share if term.objective.folds or not term.weigh else share * weights
     left = tokens.only(settled.kept, weight=weights, factor=factor)
     value = term.objective.value(left.shown_to(term.objective))
@@ -138,9 +138,12 @@ def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor
 def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
     """What does not change with the policy is the whole batch's and made once; the rest is made of `tokens`."""
     whole, late = batch.whole, batch.late(term)
-    if term not in whole.settled:
-        whole.settled[term] = _shared(term, *_early(whole, term))
-    settled: _Settled = whole.settled[term]
+    key = _key(term)
+    if key not in whole.settled:
+        if whole.synchronized:
+            raise error("not_synchronized", objective=type(term.objective).__name__, aggregate=term.aggregate)
+        whole.settled[key] = _shared(term, *_early(whole, term))
+    settled: _Settled = whole.settled[key]
     if late:
         now = _shared(term, *_weigh(term, settled.weights[batch.at], late, tokens))
         return now if term.aggregate.over == "kept" else _Settled(now.weights, settled.share[batch.at], now.kept)
@@ -166,7 +169,8 @@ def synchronize(batch: TokenBatch, recipe: Recipe, group: Any, *, average: bool)
     factor = dist.get_world_size(group) if average else 1
     for term, (weights, tokens, _), (n, sequences) in zip(recipe.terms, early, counts, strict=True):
         settled = _shared(term, weights, tokens, Normalizer(n, sequences))
-        whole.settled[term] = _Settled(settled.weights, settled.share * factor, settled.kept)
+        whole.settled[_key(term)] = _Settled(settled.weights, settled.share * factor, settled.kept)
+    whole.synchronized = True
 
 
 def _early(whole: TokenBatch, term: Term) -> tuple[Tensor, Tokens, Normalizer]:
@@ -191,7 +195,12 @@ def _shared(term: Term, weights: Tensor, tokens: Tokens, counts: Normalizer) -> 
     if term.aggregate.over == "kept":
         lengths = sum_segments(there, tokens.lengths).repeat_interleave(tokens.lengths, output_size=len(there))
     # A denominator is 0 only for tokens that are not kept, and nothing reads those.
-    return _Settled(weights, term.scale / term.aggregate.denominator(counts, lengths.double()), kept)
+    return _Settled(weights, 1 / term.aggregate.denominator(counts, lengths.double()), kept)
+
+
+def _key(term: Term) -> Any:
+    """What a term settles by: its scale may change from step to step, and its objective has no part in it."""
+    return term.weigh, term.aggregate
 
 
 def _check_reads(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> None:

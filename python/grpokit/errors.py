@@ -155,6 +155,11 @@ KINDS: dict[str, Kind] = {
         "{column!r} is NaN or infinite in {count} rows, the first: {rows}. A failed scorer must give null (None), "
         "never a number; or use a recipe with not_finite='drop'.",
     ),
+    "column_not_finite": Kind(
+        InputError,
+        "column {column!r} is NaN or infinite in {count} rows, the first: {rows}; expected finite numbers. Fill or "
+        "drop these rows.",
+    ),
     "negative_length": Kind(
         InputError,
         "{column!r} is negative in row {row}: {value}. Lengths are counts of tokens, 0 or more.",
@@ -274,6 +279,11 @@ KINDS: dict[str, Kind] = {
         StateError,
         "{recipe} needs the current policy on the whole batch, and not every part was shown to it. Call "
         "grpokit.loss.observe on every part of the split, without gradient, before the first loss.",
+    ),
+    "not_synchronized": Kind(
+        StateError,
+        "the batch's denominators are those of all ranks, but not the one of the {objective} term, {aggregate}. Call "
+        "batch.synchronize with the recipe that the loss is given, on every rank.",
     ),
     # the host
     "bad_threads": Kind(

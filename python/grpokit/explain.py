@@ -5,11 +5,12 @@ In: a `Recipe`. Out: lines for a terminal; `docs/algorithms.md` is made of the s
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from typing import TYPE_CHECKING
 
 from ._recipe import ORDER
-from .stages import Objective, fields_of
+from .stages import Objective
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,14 +24,10 @@ def explain(recipe: Recipe) -> str:
     lines = [f"{recipe.name}: {'; '.join(recipe.papers) or 'no paper given'}", ""]
     if recipe.experimental:
         lines[1:] = [*_prose("Experimental", [recipe.experimental]), ""]
-    for label, stage in labelled(recipe):
+    for label, stage, known in labelled(recipe):
         lines.append(f"  {label:<10} {type(stage).__name__:<14} {stage.equation}")
         if isinstance(stage, Objective) and stage.gradient:
             lines.append(f"  {'':<10} {'':<14} {stage.gradient}")
-        known = list(numbers(recipe, label, stage))
-        if label == "extra":
-            term = next(term for term in recipe.extra if term.objective is stage)
-            known.append(("scale", repr(term.scale), scale_source(recipe)))
         lines += [f"  {'':<10}   {f'{name} = {value}':<20} {where}" for name, value, where in known]
     lines += ["", f"  {equation(recipe)}", *(f"  {line}" for line in symbols(recipe))]
     lines.append(
@@ -50,31 +47,42 @@ def _prose(head: str, sentences: list[str]) -> list[str]:
     return ["", f"  {head}:", *(line for sentence in sentences for line in wrap.wrap(sentence))]
 
 
-def labelled(recipe: Recipe) -> Iterator[tuple[str, Stage]]:
-    """Every stage with the name of its field, in the order in which the data flows; then the further terms."""
+Numbers = list[tuple[str, str, str]]
+
+
+def labelled(recipe: Recipe) -> Iterator[tuple[str, Stage, Numbers]]:
+    """Every stage with the name of its field and its numbers, in the order in which the data flows; then further terms.
+
+    A number is its name, its value, and where the value is from.
+    """
     for label in ORDER:
-        yield from ((label, stage) for stage in recipe.stages(label))
+        yield from ((label, stage, _numbers(recipe, label, stage)) for stage in recipe.stages(label))
     for term in recipe.extra:
-        yield "extra", term.objective
-        yield from (("weigh", weight) for weight in term.weigh)
-        yield "over", term.aggregate
+        scale = ("scale", repr(term.scale), dict(recipe.sources).get("extra.scale", "given"))
+        yield "extra", term.objective, [*_numbers(recipe, "extra", term.objective), scale]
+        yield from (("weigh", weight, _numbers(recipe, "weigh", weight)) for weight in term.weigh)
+        yield "over", term.aggregate, _numbers(recipe, "over", term.aggregate)
 
 
-def numbers(recipe: Recipe, label: str, stage: Stage) -> Iterator[tuple[str, str, str]]:
-    """Each of the stage's parameters: name, value, and where the value is from."""
-    sources = dict(recipe.sources)
-    for name, value in fields_of(stage).items():
-        yield name, repr(value), sources.get(f"{label}.{name}", "given" if value is not None else "not used")
-
-
-def scale_source(recipe: Recipe) -> str:
-    """Where the further terms' factors are from."""
-    return dict(recipe.sources).get("extra.scale", "given")
+def _numbers(recipe: Recipe, label: str, stage: Stage) -> Numbers:
+    sources, found = dict(recipe.sources), []
+    for field in dataclasses.fields(stage):  # type: ignore[arg-type]
+        value = getattr(stage, field.name)
+        own = stage.sources.get(field.name, "given") if value == field.default else "given"
+        found.append(
+            (field.name, repr(value), sources.get(f"{label}.{field.name}", "not used" if value is None else own))
+        )
+    return found
 
 
 def facts(recipe: Recipe) -> list[str]:
-    """What the stages say of their numbers, each sentence once."""
-    return list(dict.fromkeys(fact for _, stage in labelled(recipe) for fact in stage.facts))
+    """What the stages say of their numbers, each sentence once.
+
+    What an advantage says is about the plain policy gradient, and is left out where the objective is another.
+    """
+    other = recipe.objective.breaks.keys() & {"homogeneous", "on_policy"}
+    shown = [stage for label, stage, _ in labelled(recipe) if label != "advantage" or not other]
+    return list(dict.fromkeys(fact for stage in shown for fact in stage.facts))
 
 
 def equation(recipe: Recipe) -> str:

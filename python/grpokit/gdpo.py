@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from .columns import check_values
 from .errors import error
-from .parameters import check_choice, check_number
+from .parameters import LARGEST, check_choice, check_number
 from .ranking import batches
 from .stages import Advantage, register
 
@@ -52,6 +53,10 @@ class GDPO(Advantage):
     -----
     Reads the parts and not the reward, which the selections still read; shaping has no say. A part that is constant in
     its group, or null in a row, adds exactly 0; the batch's mean then moves such rows off 0.
+
+    The authors' forks differ from each other, and from this: both leave a single reward as it is; TRL's counts a
+    missing part as 0 in the group's mean; verl's adds two rewards without weights, with verl's eps. The bundled trainer
+    has one reward and cannot run it yet; `grpokit.process` can.
     """
 
     over: Literal["sequences", "tokens"]
@@ -61,6 +66,12 @@ class GDPO(Advantage):
     signal: ClassVar[Literal["batch"]] = "batch"
     scope: ClassVar[Literal["batch"]] = "batch"
     equation: ClassVar[str] = "A = (x − mean) / (std + eps) over the batch, x = Σ_k w_k (R_k − mean_k) / (std_k + eps)"
+    sources: ClassVar[Mapping[str, str]] = {
+        "weights": "1 each",
+        "ddof": "both of the authors' forks",
+        "eps": "the authors' fork of TRL",
+    }
+    leaves_out: ClassVar[str] = "that a single reward is left as it is, unwhitened"
     example: ClassVar[Mapping[str, Any]] = {"over": "sequences"}
 
     def __post_init__(self) -> None:
@@ -68,11 +79,12 @@ class GDPO(Advantage):
         check_number(self, "ddof", at_least=0)
         check_number(self, "eps", at_least=0)
         given: Any = self.weights
-        pairs = list(given.items()) if isinstance(given, dict) else list(given)
-        for pair in pairs:
-            if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool | str):
-                expected = "pairs of a part's name and its weight"
-                raise error("bad_parameter", owner="GDPO", name="weights", given=self.weights, expected=expected)
+        pairs = (
+            list(given.items()) if isinstance(given, dict) else list(given) if isinstance(given, tuple | list) else None
+        )
+        if pairs is None or not all(map(_is_weight, pairs)) or len({name for name, _ in pairs}) < len(pairs):
+            expected = "pairs of a part's name and its weight, at most 1e9 in size; each part once"
+            raise error("bad_parameter", owner="GDPO", name="weights", given=given, expected=expected)
         object.__setattr__(self, "weights", tuple((name, float(weight)) for name, weight in pairs))
 
     @property
@@ -94,6 +106,7 @@ class GDPO(Advantage):
         live, x = rows.live() & rows.kept_groups()[groups.codes], np.zeros(rows.n)
         for name, values in parts.items():
             known = live & ~np.isnan(values)
+            check_values(name, values, known)
             part = Fresh(groups, (np.where(known, values, 0.0), known))
             x += weights.get(name, 1.0) * part.advantages("group_norm", self.ddof, self.eps)
         whole = Fresh(groups, (x, rows.keep()))
@@ -101,3 +114,11 @@ class GDPO(Advantage):
         return rows.weigh(
             whole.advantages("global_norm", self.ddof, self.eps, weights=lengths, batches=batches(columns))
         )
+
+
+def _is_weight(pair: Any) -> bool:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        return False
+    name, weight = pair
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    return isinstance(name, str) and number and abs(weight) <= LARGEST

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .objective import Clip
-from .objective.columns import LIMIT, ratio
+from .objective.columns import LIMIT, ratio, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +56,9 @@ def measure(
     out: dict[str, Tensor] = {}
     if "log_ratio" in recipe.objective.reads:
         d = tokens.log_ratio
+        if "off_policy" in recipe.objective.reads:
+            # A demonstrated token has no ratio; it counts as 1.
+            d = where(tokens.off_policy != 0, 0.0, d)
         out["ratio/mean"] = ratio(d)
         out["ratio/limited"] = d.abs() > LIMIT
         if "advantages" in recipe.objective.reads:

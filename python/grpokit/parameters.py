@@ -8,6 +8,8 @@ from typing import Any
 
 from .errors import error
 
+SMALLEST, LARGEST = 1e-9, 1e9  # of a parameter's size: beyond them its products leave float32
+
 
 def check_number(
     stage: Any,
@@ -16,9 +18,10 @@ def check_number(
     at_least: float | None = None,
     more_than: float | None = None,
     less_than: float | None = None,
+    at_most: float = LARGEST,
     optional: bool = False,
 ) -> None:
-    """Refuses a parameter that is not a finite number within the bounds, or None where it is `optional`.
+    """Refuses a parameter that is no number within the bounds and of an ordinary size, or None where it is `optional`.
 
     Raises
     ------
@@ -28,11 +31,13 @@ def check_number(
     value = _plain(stage, name)
     if optional and value is None:
         return
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-    fine = fine and (at_least is None or value >= at_least) and (more_than is None or value > more_than)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    sized = number and abs(value) <= at_most and (more_than is None or value <= 0 or value >= SMALLEST)
+    fine = sized and (at_least is None or value >= at_least) and (more_than is None or value > more_than)
     if not fine or (less_than is not None and value >= less_than):
         words = (("at least", at_least), ("more than", more_than), ("less than", less_than))
-        expected = ", ".join(["a finite number", *(f"{word} {bound:g}" for word, bound in words if bound is not None)])
+        kind = f"a number between {SMALLEST:g} and {at_most:g} in size" if number and not sized else "a finite number"
+        expected = ", ".join([kind, *(f"{word} {bound:g}" for word, bound in words if bound is not None)])
         expected += ", or None for no bound" * optional
         raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
 
@@ -74,7 +79,7 @@ def check_count(stage: Any, name: str, *, at_least: int = 0) -> None:
     """
     value = _plain(stage, name)
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**53:
-        expected = f"a whole number, {at_least} or more"
+        expected = f"a whole number, {at_least} or more, less than 2^53"
         raise error("bad_parameter", owner=type(stage).__name__, name=name, given=value, expected=expected)
 
 

@@ -51,6 +51,10 @@ class PKPO(Advantage):
     k: int
     baseline: Literal["loo-1", "loo", "none"] = "loo-1"
     scope: ClassVar[Literal["group"]] = "group"
+    sources: ClassVar[Mapping[str, str]] = {"baseline": "our choice: of the three the one that is 0 for equal rewards"}
+    leaves_out: ClassVar[str] = (
+        "the schedule of k (8 to 1 in the paper), which is yours; sum over a group, do not average"
+    )
     example: ClassVar[Mapping[str, Any]] = {"k": 2}
 
     @property
@@ -104,6 +108,8 @@ class PassKTraining(Advantage):
     equation: ClassVar[str] = (
         "A = (1 − ρ) / (σ + eps) if right, else (1 − ρ − C(n−c−1, k−1) / C(n−1, k−1)) / (σ + eps), ρ the group's pass@k"
     )
+    sources: ClassVar[Mapping[str, str]] = {"eps": "the authors' code"}
+    leaves_out: ClassVar[str] = "the sampled forms (full and bootstrap sampling) that the analytic one replaces"
     example: ClassVar[Mapping[str, Any]] = {"k": 2}
 
     def __post_init__(self) -> None:
@@ -142,6 +148,7 @@ class PassKArgmax(Advantage):
     ddof: float | None = None
     eps: float | None = None
     scope: ClassVar[Literal["group"]] = "group"
+    leaves_out: ClassVar[str] = "other k than the group's size; the paper was not read, verl 0.9.1's `grpo_passk` was"
     example: ClassVar[Mapping[str, Any]] = {"normalize": True, "ddof": 1, "eps": 1e-6}
 
     def __post_init__(self) -> None:

@@ -328,7 +328,7 @@ def luffy(*, gamma: float = 0.1, low: float | None = None, high: float | None = 
         objective=MixedPolicy(gamma, low, high),
         aggregate=TokenMean(),
         sources=(
-            ("objective.gamma", "0.1, of 0.01, 0.1, 0.2 that the paper tries"),
+            ("objective.gamma", "the authors' script: p_div_p_0.1 (a digest of the paper: of 0.01, 0.1, 0.2)"),
             ("objective.low", "off, as in the authors' script; the equation has a clip" if low is None else "given"),
             ("objective.high", "as low" if high is None else "given"),
             ("aggregate.over", "the paper's 1/Z, Z the tokens of all answers"),

@@ -75,7 +75,7 @@ class HasSignal(Select):
     equation: ClassVar[str] = "max_i R_i − min_i R_i > tolerance, on the outcome"
 
     def __post_init__(self) -> None:
-        check_number(self, "tolerance", at_least=0)
+        check_number(self, "tolerance", at_least=0, at_most=1e150)
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -162,8 +162,8 @@ class PassRate(Select):
     equation: ClassVar[str] = "low ≤ mean_i R_i ≤ high, on the outcome"
 
     def __post_init__(self) -> None:
-        check_number(self, "low")
-        check_number(self, "high")
+        check_number(self, "low", at_most=1e150)
+        check_number(self, "high", at_most=1e150)
         if self.low > self.high:
             raise error("bad_parameter", owner="PassRate", name="high", given=self.high, expected=f">= low={self.low}")
 

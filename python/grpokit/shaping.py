@@ -13,7 +13,7 @@ from . import arithmetic
 from .columns import Ragged
 from .errors import error
 from .parameters import check_choice, check_count, check_number
-from .stages import Shape, register
+from .stages import Shape, as_result, register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,8 @@ class KLPenalty(Shape):
     def run(self, rows: Rows, groups: Groups, columns: Columns) -> None:
         """Takes the penalty off the shaped rewards."""
         old, ref = columns["logp_old"], columns["logp_ref"]
-        rows.add(-self.beta * Ragged(estimates(self.kind, old, ref), old.offsets).sums())
+        amounts = -self.beta * Ragged(estimates(self.kind, old, ref), old.offsets).sums()
+        rows.add(as_result(self, amounts, rows.n, "f", rows.keep()))
 
 
 def estimates(kind: str, old: Ragged, ref: Ragged) -> NDArray[np.float64]:

@@ -42,6 +42,10 @@ class Stage:
         Which rows or tokens it must be shown together.
     equation : str
         One line, in the paper's symbols.
+    sources : dict
+        Where its own defaults are from, by parameter; a recipe's `sources` come first.
+    leaves_out : str
+        What of its paper it leaves out.
     example : dict
         Values for the parameters that no paper states and that are therefore required: what tests and pages use.
     """
@@ -49,6 +53,8 @@ class Stage:
     reads: ClassVar[frozenset[str]] = frozenset()
     scope: ClassVar[Scope] = "row"
     equation: ClassVar[str] = ""
+    sources: ClassVar[Mapping[str, str]] = {}
+    leaves_out: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
 
     @property
@@ -68,7 +74,7 @@ class Shape(Stage):
         """Applies the stage; built-in stages call the native core here."""
         # What a row that is dropped already gets does not matter: it has no reward to work with.
         amounts = self(_counting(rows.shaped(), rows), groups, as_numpy(self, columns))
-        rows.add(_column(self, amounts, rows.n, "f", rows.keep()))
+        rows.add(as_result(self, amounts, rows.n, "f", rows.keep()))
 
 
 class Read(NamedTuple):
@@ -99,7 +105,7 @@ class Select(Stage):
             expected = "'keep' or 'drop'"
             raise error("bad_parameter", owner=type(self).__name__, name="stats", given=self.stats, expected=expected)
         outcomes = _counting(rows.outcomes(), rows)
-        keep = _column(self, self(outcomes, groups, as_numpy(self, columns)), rows.n, "b")
+        keep = as_result(self, self(outcomes, groups, as_numpy(self, columns)), rows.n, "b")
         rows.drop(~keep, OTHER, self.stats == "keep")
 
     def because(self, read: Read | None) -> str:
@@ -133,7 +139,7 @@ class Advantage(Stage):
         given = {name: _of_rows(column, shown) for name, column in as_numpy(self, columns).items()}
         values = self(rows.shaped()[shown], groups.take(shown), _Columns(self, given))
         advantages_N = np.zeros(rows.n)
-        advantages_N[shown] = _column(self, values, int(shown.sum()), "f", kept[shown])
+        advantages_N[shown] = as_result(self, values, int(shown.sum()), "f", kept[shown])
         return rows.weigh(advantages_N)
 
 
@@ -295,7 +301,7 @@ def _is_frozen(thing: type) -> bool:
     return "__dataclass_params__" in thing.__dict__ and thing.__dict__["__dataclass_params__"].frozen
 
 
-def _column(
+def as_result(
     stage: Stage, result: Any, n: int, kind: Literal["f", "b"], matters: NDArray[np.bool_] | None = None
 ) -> NDArray[Any]:
     """What a stage written in Python returned, checked: shape, type, finiteness."""

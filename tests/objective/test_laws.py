@@ -28,6 +28,21 @@ def test_laws_hold_or_are_declared_broken(name, seed):
     assert all(objective.breaks.values())
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Clip(0.2, None, 3.0), Clip(None, None, 3.0), Clip(0.2, 9.0, 3.0), Clip(0.2, 0.2, 30.0),
+        gk.SequenceClip(0.1, None, 2.0), gk.GammaWeight(1, 0, 1, 0), gk.GammaWeight(0, 0, 0, 0),
+        gk.GammaWeight(0, 3, 0, 3),
+        gk.GammaWeight(9.0, 1.0, 1.0, 1.0), gk.ClippedWeight(9.0), gk.SoftGate(0.05, 0.05),
+        gk.SoftGate(1.0, 0.3), gk.GaussianGate(beta=0.0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_breaks_follows_from_the_parameters(objective):
+    laws.check(objective)
+
+
 def test_every_built_in_objective_is_in_these_tests():
     ours = {cls for cls in REGISTRY["objective"].values() if cls.__module__.startswith("grpokit.")}
     assert ours == {type(o) for o in OBJECTIVES.values()}
@@ -66,7 +81,7 @@ class Wrong(Objective):
         if self.fault == "cancels":
             return -A * r * columns.stop((r + 300 - 300) / r)
         if self.fault == "random":
-            return -r * A * (1 + 1e-6 * torch.rand(1).to(d))
+            return -r * A * (1 + 1e-3 * torch.rand(1).to(d))
         return -r * A
 
 
@@ -76,33 +91,44 @@ class Wrong(Objective):
         ("pulls", "zero_advantage"),
         ("saturates", "homogeneous"),
         ("steep", "on_policy"),
-        ("couples the batch", "on_policy"),
-        ("counts places", "on_policy"),
+        ("couples the batch", "split"),
+        ("counts places", "order"),
         ("cancels", "fp32"),
         ("random", "repeated"),
     ],
 )
-def test_the_laws_notice(fault, law, monkeypatch):
-    """A fault is found, and by the law that is meant where the ones before it cannot see it."""
-    if fault in ("couples the batch", "counts places", "random"):
-        monkeypatch.setattr(laws, "_on_policy", lambda step, recipe: "")
-        monkeypatch.setattr(laws, "_homogeneous", lambda step, recipe: "")
-        law = {"couples the batch": "split", "counts places": "split", "random": "slopes"}[fault]
+def test_the_laws_notice(fault, law):
+    """A fault is found, and by the law that names it best."""
     with pytest.raises(laws.LawError, match=f"^{law}: "):
         laws.check(Wrong(fault))
 
 
-@pytest.mark.parametrize(("fault", "law"), [("counts places", "order"), ("random", "split")])
-def test_the_laws_behind_notice_as_well(fault, law, monkeypatch):
-    for other in ("_on_policy", "_homogeneous", "_slopes", *(["_split"] if law == "order" else [])):
-        monkeypatch.setattr(laws, other, lambda step, recipe: "")
+@pytest.mark.parametrize(
+    ("fault", "without", "law"),
+    [
+        ("couples the batch", ["split"], "on_policy"),
+        ("counts places", ["order"], "split"),
+        ("random", ["repeated"], "order"),
+        ("random", ["repeated", "order", "split", "padded", "masked", "upcast"], "slopes"),
+    ],
+)
+def test_the_laws_behind_notice_as_well(fault, without, law, monkeypatch):
+    for other in without:
+        monkeypatch.setattr(laws, f"_{other}", lambda step, recipe: "")
     with pytest.raises(laws.LawError, match=f"^{law}: "):
         laws.check(Wrong(fault))
+
+
+@pytest.mark.parametrize("given", [gk.SoftGate, "soft_gate", None, gk.TokenMean()])
+def test_only_objectives_have_these_laws(given):
+    with pytest.raises(gk.InputError, match="expected an objective, such as gk.SoftGate\\(\\)"):
+        laws.check(given)
 
 
 def test_laws_that_are_declared():
     laws.check(Wrong(""))
-    assert laws.broken(Wrong("declared broken")) != set(Wrong("declared broken").breaks)
+    with pytest.raises(laws.LawError, match="homogeneous is declared broken, and holds"):
+        laws.check(Wrong("declared broken"))
     with pytest.raises(laws.LawError, match="reads: "):
         laws.check(dataclass(frozen=True)(type("Reads", (Wrong,), {"reads": Wrong.reads | {"ref_logps"}}))(""))
     unknown = type("Unknown", (Wrong,), {"breaks": {"split": "it does"}})
@@ -275,6 +301,10 @@ def test_wrong_objectives_are_told(objective, kind):
         (lambda: Clip(low=1.0), "low"),
         (lambda: Clip(low=-0.1), "low"),
         (lambda: Clip(high=float("inf")), "high"),
+        (lambda: Clip(high=10**400), "high"),
+        (lambda: gk.SoftGate(positive=1e-38), "positive"),
+        (lambda: gk.GammaWeight(k_pos=4, lambda_pos=0), "k_pos"),
+        (lambda: gk.Divergence("js", 1e-46), "eta"),
         (lambda: Clip(high=True), "high"),
         (lambda: Clip(low="0.2"), "low"),
         (lambda: Clip(dual=1.0), "dual"),
@@ -309,6 +339,32 @@ def test_bad_parameters(make, name):
         make()
     assert caught.value.kind == "bad_parameter"
     assert caught.value.context["name"] == name
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *(gk.SoftGate(size, size) for size in (1e-9, 1e9)),
+        *(gk.Divergence(f, eta) for f in ("kl", "js") for eta in (1e-9, 1e9)),
+        *(gk.Regression(beta) for beta in (1e-9, 1e9)),
+        *(gk.QuadraticPenalty(epsilon) for epsilon in (1e-9, 1e9)),
+        *(gk.GammaWeight(k, lam, k, lam) for k, lam in ((0, 60), (3, 0), (1e9, 1e9))),
+        *(gk.GaussianGate(sigma=sigma, sigma_high=sigma) for sigma in (1e-9, 1e9)),
+        *(gk.MixedPolicy(gamma) for gamma in (1e-9, 1e9)),
+        *(Clip(0, high, dual) for high in (0, 1e9) for dual in (1.1, 1e9)),
+        *(gk.GeometricClip(size, size) for size in (0, 1e9)),
+        gk.ClippedWeight(1e9),
+    ],
+    ids=str,
+)
+def test_no_parameter_that_is_allowed_overflows(objective):
+    """In float32, at ratios as far as e^±20."""
+    step = laws.Step.draw(3, per_token=False)
+    for shift in (-20.0, 0.0, 20.0):
+        others = {name: step.columns[name] - shift for name in ("old_logps", "rollout_logps", "ref_logps")}
+        recipe = gk.Recipe(name="far", advantage=gk.Given(), objective=objective)
+        found = step.replace(**others).to(torch.float32).run(recipe)
+        assert all(x.isfinite().all() for x in found.values())
 
 
 def test_a_recipe_is_made_without_torch():

@@ -189,6 +189,8 @@ def test_remax():
         gk.process(rows | {"baseline_reward": [0.25, None, None]}, "remax")
     with pytest.raises(gk.InputError, match="NaN or infinite in 1 rows"):
         gk.process(rows | {"baseline_reward": [np.nan, 0.0, 0.0]}, "remax")
+    with pytest.raises(gk.InputError, match="baseline_reward' is 1e\\+200 in row 1; expected at most 1e150"):
+        gk.process(rows | {"baseline_reward": [0.0, 1e200, 0.0]}, "remax")
     with pytest.raises(gk.InputError, match="GreedyBaseline reads column 'baseline_reward'"):
         gk.process({"group_id": [1], "reward": [0.0]}, "remax")
 
@@ -251,6 +253,14 @@ def test_gdpo_counts_parts_that_differ_in_spread_alike():
     )
 
 
+@pytest.mark.parametrize(("bad", "kind"), [(math.inf, "column_not_finite"), (1e200, "too_large")])
+def test_gdpo_names_the_part_that_is_no_number(bad, kind):
+    rows = PARTS | {"right": RIGHT, "short": [*SHORT[:-1], bad]}
+    with pytest.raises(gk.InputError, match="short") as caught:
+        gk.process(rows, recipe(gk.GDPO("sequences")), columns={"reward_parts": ["right", "short"]})
+    assert caught.value.kind == kind
+
+
 def test_gdpo_refuses():
     rows = PARTS | {"right": RIGHT}
     with pytest.raises(gk.InputError, match="GDPO reads column 'reward_parts'"):
@@ -288,6 +298,12 @@ def test_reinforce_pp_per_token():
     np.testing.assert_allclose(out.token_advantages.values, expected, rtol=1e-12)
     assert out.token_advantages.offsets.tolist() == [0, 2, 3, 3]
     assert out.token_advantages[1].tolist() == [out.token_advantages.values[2]]
+    assert [len(row) for row in out.token_advantages] == [2, 1, 0]
+    np.testing.assert_array_equal(np.concatenate(list(out.token_advantages)), out.token_advantages.values)
+    with pytest.raises(IndexError):
+        out.token_advantages[3]
+    with pytest.raises(TypeError):
+        out.token_advantages[:2]
     assert "advantages of its 2 tokens" in out.explain(0)
     assert out.explain(2).endswith("advantages of its 0 tokens: none.")
     with pytest.raises(gk.InputError, match="GlobalNorm gives one advantage a token") as caught:
@@ -300,6 +316,20 @@ def test_reinforce_pp_per_token():
     np.testing.assert_allclose(dropped.values, [-1.0, 1.0, 0.0], rtol=1e-12)
     steps = gk.process(LOGPS | {"step": [1, 2, 2]}, "reinforce_pp", ddof=0, eps=0.0, beta=0.1).token_advantages
     np.testing.assert_allclose(steps.values, [-1.0, 1.0, 0.0], rtol=1e-12, atol=1e-14)
+
+
+def test_copies_share_their_weight_token_by_token():
+    rows = LOGPS | {"text": ["x", "x", "y"], "group_id": ["a", "a", "b"]}
+    recipe = gk.recipe("reinforce_pp", ddof=0, eps=0.0, beta=0.1)
+    plain = gk.process(rows, recipe).token_advantages.values
+    weighed = gk.process(rows, recipe.replace(select=(gk.DuplicateWeight("text"),))).token_advantages.values
+    np.testing.assert_allclose(weighed, plain / 2)
+
+
+def test_a_penalty_beyond_all_numbers_is_an_error():
+    rows = LOGPS | {"logp_old": [[-800.0, -2.0], [-0.5], []], "logp_ref": [[-1.0, -2.0], [-0.25], []]}
+    with pytest.raises(gk.InputError, match="KLPenalty.*-inf in row 0"), np.errstate(over="ignore"):
+        gk.process(rows, gk.recipe("rloo").replace(shape=(gk.KLPenalty(0.1, "k3"),)))
 
 
 def test_log_probs_that_cannot_be_meant():
@@ -343,7 +373,10 @@ def test_log_probs_that_cannot_be_meant():
         (lambda: gk.PassKArgmax(False, 1), "ddof"),
         (lambda: gk.PassKArgmax("yes"), "normalize"),
         (lambda: gk.SoftValue(0.0), "beta"),
+        *((lambda weights=weights: gk.GDPO("tokens", weights), "weights") for weights in (5, None, {"a": None}, "ab")),
         (lambda: gk.GDPO("tokens", weights=(("a",),)), "weights"),
+        (lambda: gk.GDPO("tokens", weights=(("a", math.nan),)), "weights"),
+        (lambda: gk.GDPO("tokens", weights=(("a", 1.0), ("a", 2.0))), "weights"),
         (lambda: gk.GlobalNorm(1, 0.1, over="sequences", beta=0.1), "over"),
         (lambda: gk.GlobalNorm(1, 0.1, beta=-0.1), "beta"),
         (lambda: gk.KLPenalty(-1.0), "beta"),

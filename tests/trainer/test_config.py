@@ -113,6 +113,18 @@ def test_a_recipe_that_does_not_take_its_parameters():
         TrainConfig(recipe_parameters={"lo": 1}).resolve()
     with pytest.raises(gk.InputError, match="no recipe 'dappo'. Did you mean 'dapo'"):
         TrainConfig(recipe="dappo").resolve()
+    with pytest.raises(gk.InputError, match="needs ddof, eps: .* as in --set recipe.ddof=... --set recipe.eps=..."):
+        TrainConfig(recipe="reinforce_pp").resolve()
+
+
+def test_settings_that_the_recipe_cannot_run_with():
+    with pytest.raises(gk.InputError, match="'sapo' has no KL penalty whose coefficient could be steered"):
+        TrainConfig(recipe="sapo").with_settings(["kl_control.target=0.1"]).resolve()
+    TrainConfig(recipe="grpo").with_settings(["kl_control.target=0.1"]).resolve()
+    with pytest.raises(
+        gk.InputError, match="num_generations=1; expected 2 or more: recipe 'luffy' has a demonstration"
+    ):
+        TrainConfig(recipe="luffy", num_generations=1).resolve()
 
 
 def test_a_file_that_is_not_there_or_not_toml(tmp_path):

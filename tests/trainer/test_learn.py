@@ -164,6 +164,18 @@ def test_luffy_has_a_demonstration_in_every_group(task, config):
         torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_corrections_for_the_sampler_leave_demonstrations_alone(task, config):
+    """Nobody sampled them: their weight is 1, and they are not in the gap between sampler and trainer."""
+    config = dataclasses.replace(config, recipe="luffy", updates_per_step=1)
+    policy = Policy.tiny(config.tiny, seed=2)
+    sampled = collected(policy, task, config)
+    recipe = config.make_recipe().replace(correct=(gk.IcePop(0.5, 2.0),))
+    metrics = Learner(policy, recipe, config).learn(sampled)
+    assert metrics["mismatch/dropped"] == 0
+    assert metrics["mismatch/weight_mean"] == pytest.approx(1, abs=1e-5)
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-5
+
+
 def test_luffy_needs_demonstrations(config):
     class Mute:
         def prompts(self, rng, n):

@@ -85,7 +85,12 @@ class Clip(Objective):
 
     @property
     def breaks(self) -> Mapping[str, str]:
-        return {"bounded": "A < 0 and r → ∞ is pushed down with r; a dual clip ends that"} if self.dual is None else {}
+        reasons = []
+        if self.dual is None or self.dual > 5:
+            reasons.append("A < 0 and r → ∞ is pushed down with r; a dual clip ends that")
+        if self.high is None or self.high > 4:
+            reasons.append("A > 0 and r → ∞ is pulled up with r; `high` ends that")
+        return {"bounded": "; ".join(reasons)} if reasons else {}
 
     @property
     def facts(self) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ class ClippedWeight(Objective):
 
     @property
     def breaks(self) -> Mapping[str, str]:
-        return {"bounded": "without `high` the weight is the ratio"} if self.high is None else {}
+        return {"bounded": "the weight is the ratio up to 1 + high"} if self.high is None or self.high > 4 else {}
 
     def value(self, tokens: Tokens) -> Tensor:
         weight = ratio(clip(tokens.log_ratio, *log_bounds(self.low, self.high)))

@@ -66,7 +66,7 @@ class Divergence(Objective):
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
     scope: ClassVar[Literal["sequence"]] = "sequence"
     equation: ClassVar[str] = "e^{A/η} f(x)"
-    where: ClassVar[str] = "x = R e^{−A/η}, R = Π_t r_t"
+    where: ClassVar[str] = "x = R e^{−A/η}, R = Π_t r_t, |log R| and |A/η| at most 20"
     gradient: ClassVar[str] = "g = R f'(x), summed over the sequence's tokens"
     example: ClassVar[Mapping[str, Any]] = {"f": "js", "eta": 1.0}
 

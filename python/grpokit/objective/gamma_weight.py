@@ -4,7 +4,8 @@ LOSS_t = −sg(φ(W)) A log π, W = Π_t r_t over the sequence, r = π / π_old:
 normalisation. φ(W) = W^k e^{λ (1 − W)}, (k, λ) by the sign of A; φ(1) = 1. A correction for the sampler is folded in:
 W = Π_t r_t w_t, and w_t is used nowhere else.
 
-log W is kept within [log 1e-8, 20], as in the authors' code and in TRL; there the weight is 5e-23 or less.
+log W is kept within [log 1e-8, 20], as in the authors' code and in TRL: with the paper's numbers φ is 2e-15 and less at
+the lower end, and 0 at the upper.
 Left out: nothing of the objective.
 """
 
@@ -14,15 +15,20 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from grpokit.errors import error
 from grpokit.parameters import check_number
 from grpokit.stages import Objective, register
 
 from .columns import LIMIT, clip, stop, where
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from grpokit.tokens import Tokens
+
+LEAST = math.log(1e-8)
 
 
 @register("objective")
@@ -33,9 +39,9 @@ class GammaWeight(Objective):
     Parameters
     ----------
     k_pos, lambda_pos : float
-        Where A >= 0; more than 0.
+        Where A >= 0; 0 or more.
     k_neg, lambda_neg : float
-        Where A < 0; more than 0.
+        Where A < 0; 0 or more.
 
     Raises
     ------
@@ -55,17 +61,37 @@ class GammaWeight(Objective):
     scope: ClassVar[Literal["sequence"]] = "sequence"
     folds: ClassVar[bool] = True
     equation: ClassVar[str] = "−sg(φ(W)) A log π"
-    where: ClassVar[str] = "φ(W) = W^k e^{λ (1 − W)}, W = Π_t r_t w_t, k and λ by the sign of A"
+    where: ClassVar[str] = "φ(W) = W^k e^{λ (1 − W)}, W = Π_t r_t w_t within [1e-8, e^20], k and λ by the sign of A"
     gradient: ClassVar[str] = "g = −A φ(W)"
 
     def __post_init__(self) -> None:
         for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg"):
             check_number(self, name, at_least=0)
+        for name, k, lam in self._pairs():
+            if _largest(k, lam) > 60:
+                expected = "one whose largest φ(W), W from 1e-8 to e^20, is at most e^60 with the other of its sign"
+                raise error(
+                    "bad_parameter", owner="GammaWeight", name=name, given=getattr(self, name), expected=expected
+                )
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        largest = max(_largest(k, lam) for _, k, lam in self._pairs())
+        return {"bounded": "the largest φ(W) is beyond 5"} if largest > math.log(5) else {}
+
+    def _pairs(self) -> tuple[tuple[str, float, float], ...]:
+        return ("k_pos", self.k_pos, self.lambda_pos), ("k_neg", self.k_neg, self.lambda_neg)
 
     def value(self, tokens: Tokens) -> Tensor:
         A = tokens.advantages
-        log_W = clip(tokens.total(tokens.log_ratio + tokens.weight.log()), math.log(1e-8), LIMIT)
+        log_W = clip(tokens.total(tokens.log_ratio + tokens.weight.log()), LEAST, LIMIT)
         k = where(A < 0, self.k_neg, self.k_pos).to(log_W.dtype)
         lam = where(A < 0, self.lambda_neg, self.lambda_pos).to(log_W.dtype)
         # 1 − W as −expm1(log W): near W = 1 nothing cancels.
         return -stop((k * log_W - lam * log_W.expm1()).exp()) * A * tokens.logps
+
+
+def _largest(k: float, lam: float) -> float:
+    """The largest log φ: at W = k / λ, or at the first or last W."""
+    inside = [min(max(math.log(k / lam), LEAST), LIMIT)] if k and lam else []
+    return max(k * log_W - lam * math.expm1(log_W) for log_W in (LEAST, LIMIT, *inside))

@@ -61,8 +61,8 @@ class GaussianGate(Objective):
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages", "old_logps"})
     equation: ClassVar[str] = "−A sg(w) r"
     where: ClassVar[str] = (
-        "w = exp(−(r − 1)² / (2 σ²)) if A (r − 1) > 0, else 1; σ = b (1 + β A) if A > 0, b / (1 − β A) if A < 0; "
-        "b = sigma / π_old^α"
+        "w = exp(−(r − 1)² / (2 σ²)) if A (r − 1) > 0, else 1; σ = b (1 + β A) if A > 0, b / (1 − β A) if A < 0, "
+        "the factor within [adv_low, adv_high]; b = sigma / π_old^α, at most sigma_high"
     )
     gradient: ClassVar[str] = "g = −A w r"
 

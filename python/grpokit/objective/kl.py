@@ -8,8 +8,8 @@ Which is unbiased, on rollouts of π (`tests/objective/test_kl.py` proves each l
         value           gradient of the loss term                  as a penalty of the reward (`KLPenalty`)
 ======= =============== ========================================== ==============================================
 k1      KL(π ‖ π_ref)   0: no regularisation at all                ∇KL(π ‖ π_ref)
-k2      not the KL      ∇KL(π ‖ π_ref) in the token's own state    ∇E[x²/2] − ∇KL(π ‖ π_ref)
-k3      KL(π ‖ π_ref)   ∇KL(π_ref ‖ π) in the token's own state    ∇KL(π ‖ π_ref) − ∇KL(π_ref ‖ π)
+k2      not the KL      ∇KL(π ‖ π_ref) in the token's own state    ∇E[Σ x²/2], less what the loss term has
+k3      KL(π ‖ π_ref)   ∇KL(π_ref ‖ π) in the token's own state    ∇KL(π ‖ π_ref), less what the loss term has
 ======= =============== ========================================== ==============================================
 
 A loss term sees each token's state as given: what a token does to the states behind it is only in the reward's return.

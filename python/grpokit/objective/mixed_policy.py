@@ -46,7 +46,8 @@ class MixedPolicy(Objective):
     Notes
     -----
     ∂LOSS_t/∂log π = −A γ π / (π + γ)² where `off_policy`: largest at π = γ, where it is −A / 4. What the old policy
-    holds at such tokens does not matter, even NaN.
+    holds at such tokens does not matter, even NaN. With a correction for the sampler, which weighs by
+    π_old / π_rollout, give such tokens `rollout_logps` equal to `old_logps`: the sampler did not make them.
     """
 
     gamma: float = 0.1
@@ -65,7 +66,7 @@ class MixedPolicy(Objective):
     def breaks(self) -> Mapping[str, str]:
         return {
             "on_policy": "off-policy tokens are pulled with γ π / (π + γ)²",
-            "bounded": "A < 0 and r → ∞ is pushed down with r",
+            "bounded": "r → ∞ is pushed down with r where A < 0, and up where A > 0 without `high`",
         }
 
     def value(self, tokens: Tokens) -> Tensor:

@@ -53,7 +53,7 @@ class SequenceClip(Clip):
 
     @property
     def facts(self) -> tuple[str, ...]:
-        return arithmetic.sequence_clip()
+        return arithmetic.sequence_clip(self.low, self.high)
 
     def level(self, tokens: Tokens) -> Tensor:
         return tokens.mean(tokens.log_ratio)

@@ -9,6 +9,7 @@ clip's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +19,8 @@ from grpokit.stages import Objective, register
 from .columns import ratio, where
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from grpokit.tokens import Tokens
@@ -53,6 +56,14 @@ class SoftGate(Objective):
     def __post_init__(self) -> None:
         check_number(self, "positive", more_than=0)
         check_number(self, "negative", more_than=0)
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        # r sech²(τ (r − 1) / 2) is about 1.8 / τ at most for a small τ; a scan says when that is beyond 5.
+        ratios = [1 + 0.25 * i for i in range(400)]
+        least = min(self.positive, self.negative)
+        beyond = any(r / math.cosh(min(least * (r - 1) / 2, 300.0)) ** 2 > 5 for r in ratios)
+        return {"bounded": "so flat a gate lets r grow beyond 5"} if beyond else {}
 
     def value(self, tokens: Tokens) -> Tensor:
         import torch

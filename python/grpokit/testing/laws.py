@@ -19,7 +19,9 @@ from grpokit._recipe import Recipe
 from grpokit.advantage import Given
 from grpokit.aggregate import SequenceMean, TokenMean
 from grpokit.batch import TokenBatch
+from grpokit.errors import error
 from grpokit.objective import columns as formulas
+from grpokit.stages import Objective
 from grpokit.tokens import ALWAYS, Tokens
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from grpokit.stages import Aggregate, Objective
+    from grpokit.stages import Aggregate
 
 LAWS = {
     "zero_advantage": "A = 0 gives no gradient",
@@ -38,7 +40,7 @@ LAWS = {
 }
 ALWAYS_HELD = {
     "reads": "the columns that the formula touches are those that it declares",
-    "slopes": "the gradient is the slope of the value with stop-gradients frozen",
+    "slopes": "the gradient is the slope of the value with stop-gradients (`grpokit.objective.columns.detach`) frozen",
     "split": "micro-batches add up to the whole batch, in any order",
     "order": "the order of sequences, and of the tokens in one, changes nothing",
     "padded": "padded and packed batches give the same",
@@ -48,6 +50,8 @@ ALWAYS_HELD = {
     "fp32": "fp32 is as near to fp64 as the condition of the gradient allows",
 }
 LENGTHS = (6, 3, 0, 5, 1, 4)
+BOUND = 5
+FAR = (-20.0, -15.0, -4.0, 1.62, 1.7, 2.0, 2.5, 3.0, 4.0, 15.0, 20.0)  # log r; most upper clips are below 5
 BETWEEN = 16  # roundings between a column and a gradient: subtraction, mean, exp, products, denominators
 
 
@@ -157,9 +161,11 @@ def check(objective: Objective, *, seed: int = 0, columns: Mapping[str, Tensor] 
     >>> import grpokit as gk
     >>> check(gk.SoftGate())
     """
+    _check_objective("check", objective)
     unknown = set(objective.breaks) - set(LAWS)
     if unknown:
         raise LawError(f"{objective} declares {sorted(unknown)} broken; laws that may be are {sorted(LAWS)}")
+    seen: set[str] = set()
     for per_token in (False, True):
         for aggregate in (TokenMean(), SequenceMean(over="rows")):
             recipe = Recipe(name="laws", advantage=Given(), objective=objective, aggregate=aggregate)
@@ -167,10 +173,14 @@ def check(objective: Objective, *, seed: int = 0, columns: Mapping[str, Tensor] 
             for law, problem in _problems(step, recipe):
                 declared = objective.breaks.get(law)
                 where = f"{objective}, {aggregate}, advantages per {'token' if per_token else 'row'}"
+                seen |= {law} if problem else set()
                 if problem and not declared:
                     raise LawError(f"{law}: {(LAWS | ALWAYS_HELD)[law]}. {problem} ({where})")
                 if declared == "":
                     raise LawError(f"{law} is declared broken without a reason ({where})")
+    held = sorted(set(objective.breaks) - seen)
+    if held:
+        raise LawError(f"{held[0]} is declared broken, and holds: {LAWS[held[0]]} ({objective})")
 
 
 def broken(objective: Objective, *, seed: int = 0, columns: Mapping[str, Tensor] | None = None) -> set[str]:
@@ -181,6 +191,7 @@ def broken(objective: Objective, *, seed: int = 0, columns: Mapping[str, Tensor]
     objective, seed, columns
         As in `check`.
     """
+    _check_objective("broken", objective)
     found = set()
     for per_token in (False, True):
         recipe = Recipe(name="laws", advantage=Given(), objective=objective, aggregate=SequenceMean())
@@ -189,20 +200,27 @@ def broken(objective: Objective, *, seed: int = 0, columns: Mapping[str, Tensor]
     return found
 
 
+def _check_objective(owner: str, given: Any) -> None:
+    if not isinstance(given, Objective):
+        raise error(
+            "bad_parameter", owner=owner, name="objective", given=given, expected="an objective, such as gk.SoftGate()"
+        )
+
+
 def _problems(step: Step, recipe: Recipe) -> Iterator[tuple[str, str]]:
     laws: dict[str, Callable[[Step, Recipe], str]] = {
+        "reads": _reads,
+        "repeated": _repeated,
+        "order": _order,
+        "split": _split,
+        "padded": _padded,
+        "masked": _masked,
+        "upcast": _upcast,
+        "slopes": _slopes,
         "zero_advantage": _zero_advantage,
         "homogeneous": _homogeneous,
         "on_policy": _on_policy,
         "bounded": _bounded,
-        "reads": _reads,
-        "slopes": _slopes,
-        "split": _split,
-        "order": _order,
-        "padded": _padded,
-        "masked": _masked,
-        "upcast": _upcast,
-        "repeated": _repeated,
         "fp32": _fp32,
     }
     yield from ((name, law(step, recipe)) for name, law in laws.items())
@@ -234,12 +252,12 @@ def _bounded(step: Step, recipe: Recipe) -> str:
     # Tiny advantages show what does not scale with them.
     for scale in (1.0, 1e-6):
         A = scale * step.columns["advantages"]
-        most = 5 * (A.abs() * _shares(step, recipe.aggregate))[step.mask].max()
-        for shift in (-20.0, -15.0, -4.0, 4.0, 15.0, 20.0):
-            others = {name: step.columns[name] - shift for name in ("old_logps", "rollout_logps", "ref_logps")}
+        most = BOUND * (A.abs() * _shares(step, recipe.aggregate))[step.mask].max()
+        for shift in FAR:
+            others = dict.fromkeys(("old_logps", "rollout_logps", "ref_logps"), step.columns["logps"] - shift)
             g = step.replace(advantages=A, **others).run(recipe)["logps"].abs().max()
             if not g <= most:
-                return f"at log r of about {shift:g} it is {g / most * 5:g} max|A|"
+                return f"at log r = {shift:g} it is {g / most * BOUND:g} max|A|"
     return ""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpokit as gk
+from grpokit.controllers import kl_coefficient
 from grpokit.errors import error, nearest
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
@@ -154,7 +155,8 @@ class TrainConfig:
     Parameters
     ----------
     recipe : str
-        The name of a recipe, see `grpokit.recipe_names`.
+        The name of a recipe, see `grpokit.recipe_names`. One that learns from demonstrations (``luffy``) gets one of
+        the task's in the place of each group's last completion; the metric ``reward`` counts it.
     recipe_parameters : dict
         The recipe's keyword arguments: the paper's symbols. Its `max_len` is `max_completion_length` unless given.
     seed : int
@@ -292,21 +294,40 @@ class TrainConfig:
         Raises
         ------
         InputError
-            The recipe is not known, or does not take its parameters.
+            The recipe is not known or does not take its parameters; it cannot run with the other settings.
         """
         parameters = inspect.signature(lookup("recipe", self.recipe)).parameters
         defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         # None is left out, since TOML has no word for it; it is the default wherever it is allowed.
         given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
         resolved = dataclasses.replace(self, recipe_parameters=given)
-        resolved.make_recipe()
+        recipe = resolved.make_recipe()
+        if self.kl_control.target and kl_coefficient(recipe) is None:
+            raise error("nothing_to_control", recipe=recipe.name, what="KL penalty", example="Term(KL(), 0.04)")
+        if recipe.reads("off_policy") and self.num_generations < 2:
+            expected = (
+                f"2 or more: recipe {recipe.name!r} has a demonstration in the place of a group's last completion"
+            )
+            raise error(
+                "bad_parameter",
+                owner="TrainConfig",
+                name="num_generations",
+                given=self.num_generations,
+                expected=expected,
+            )
         return resolved
 
     def make_recipe(self) -> gk.Recipe:
         """The recipe with its parameters; `max_len` is `max_completion_length` unless it is given."""
-        parameters = self.recipe_parameters
-        if "max_len" in inspect.signature(lookup("recipe", self.recipe)).parameters:
+        parameters, taken = self.recipe_parameters, inspect.signature(lookup("recipe", self.recipe)).parameters
+        if "max_len" in taken:
             parameters = {"max_len": self.max_completion_length} | parameters
+        missing = [name for name, p in taken.items() if p.default is p.empty and name not in parameters]
+        if missing:
+            example = " ".join(f"--set recipe.{name}=..." for name in missing)
+            raise error(
+                "missing_parameter", owner=f"recipe {self.recipe!r}", missing=", ".join(missing), example=example
+            )
         return gk.recipe(self.recipe, **parameters)
 
     def arithmetic(self) -> dict[str, int]:

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 
 import grpokit as gk
-from grpokit.controllers import AdaptiveEntropy, AdaptiveKL
+from grpokit.controllers import AdaptiveEntropy, AdaptiveKL, kl_coefficient
 from grpokit.errors import error
-from grpokit.objective import KL
-from grpokit.shaping import KLPenalty
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +62,11 @@ class Learner:
         advantages = _advantages(sampled, kept, batch)
         off_policy = torch.tensor([sampled.completions[row].off_policy for row in kept], device=batch.targets.device)
         old_logps, entropies = self.policy.logps(batch, config.temperature, config.microbatch_tokens)
-        gap = (old_logps - batch.rollout_logps).abs()[batch.mask]
+        # The sampler has no say about demonstrations: corrections weigh them 1.
+        shown = off_policy[:, None] & batch.mask
+        batch.rollout_logps[shown] = old_logps[shown]
+        gap = (old_logps - batch.rollout_logps).abs()[batch.mask & ~shown]
+        gap = gap if len(gap) else gap.new_zeros(1)
         dealt = self._deal(sampled.group_id[kept])
         measured = [self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows]) for rows in dealt]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
@@ -138,21 +140,11 @@ class Learner:
 
 
 def controllers_of(recipe: gk.Recipe, config: TrainConfig) -> dict[str, AdaptiveKL | AdaptiveEntropy]:
-    """The controllers that the configuration asks for, by the name of their metric.
-
-    Raises
-    ------
-    InputError
-        `nothing_to_control`: the recipe has no KL penalty to steer.
-    """
+    """The controllers that the configuration asks for, by the name of their metric."""
     found: dict[str, AdaptiveKL | AdaptiveEntropy] = {}
     kl, entropy = config.kl_control, config.entropy_control
     if kl.target:
-        scales = [term.scale for term in recipe.extra if isinstance(term.objective, KL)]
-        scales += [stage.beta for stage in recipe.shape if isinstance(stage, KLPenalty)]
-        beta = next((scale for scale in [*scales, getattr(recipe.advantage, "beta", 0.0)] if scale > 0), 1.0)
-        found["kl_coef"] = AdaptiveKL(beta, kl.target, kl.horizon)
-        found["kl_coef"].apply(recipe)
+        found["kl_coef"] = AdaptiveKL(kl_coefficient(recipe) or 1.0, kl.target, kl.horizon)
     if entropy.target:
         found["entropy_coef"] = AdaptiveEntropy(entropy.target, entropy.delta, 0.0, entropy.high)
     return found
