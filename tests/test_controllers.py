@@ -72,7 +72,7 @@ def test_the_state_goes_on(make):
     step(one)
     step(other)
     assert one.state_dict() == other.state_dict()
-    for state in ({}, dict.fromkeys(one.state_dict(), math.nan), dict.fromkeys(one.state_dict(), "1")):
+    for state in ({}, *(dict.fromkeys(one.state_dict(), wrong) for wrong in (math.nan, -1.0, "1"))):
         with pytest.raises(gk.InputError, match="a state_dict of"):
             other.load_state_dict(state)
     assert one.state_dict() == other.state_dict()

@@ -43,13 +43,13 @@ class _Controller:
         Raises
         ------
         InputError
-            Something is missing or is no finite number.
+            Something is missing, or is no finite number of 0 or more.
         """
         own = self.state_dict()
         for name in own:
             value = state.get(name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                expected = f"a state_dict of {type(self).__name__}: finite numbers for {', '.join(own)}"
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                expected = f"a state_dict of {type(self).__name__}: finite numbers, 0 or more, for {', '.join(own)}"
                 raise error("bad_parameter", owner=type(self).__name__, name=name, given=value, expected=expected)
         for name in own:
             setattr(self, name, float(state[name]))
