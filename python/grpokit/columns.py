@@ -62,7 +62,10 @@ class Ragged:
 
     def sums(self) -> NDArray[np.float64]:
         """The sum of each row: (N,) float64, 0 for an empty one."""
-        return np.array([row.sum() for row in self], np.float64)
+        sums, filled = np.zeros(len(self)), np.diff(self.offsets) > 0
+        if filled.any():
+            sums[filled] = np.add.reduceat(self.values, self.offsets[:-1][filled])
+        return sums
 
 
 class Source:

@@ -14,7 +14,7 @@ from ._recipe import Term
 from .advantage import GlobalNorm
 from .errors import error
 from .objective import KL, Entropy
-from .parameters import whole
+from .parameters import check_number, whole
 from .shaping import KLPenalty
 
 if TYPE_CHECKING:
@@ -24,14 +24,9 @@ if TYPE_CHECKING:
 
 
 class _Controller:
-    """A coefficient with its limits; NaN and infinity leave it as it was."""
+    """A coefficient and its state; NaN and infinity leave it as it was."""
 
-    def __init__(self, coefficient: float, **limits: float) -> None:
-        self.coefficient = coefficient
-        for name, value in limits.items():
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                expected = "a finite number, 0 or more"
-                raise error("bad_parameter", owner=type(self).__name__, name=name, given=value, expected=expected)
+    coefficient: float
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint needs."""
@@ -79,11 +74,10 @@ class AdaptiveKL(_Controller):
     """
 
     def __init__(self, beta: float, target: float, horizon: float = 10_000.0) -> None:
-        super().__init__(beta, beta=beta, target=target, horizon=horizon)
-        for name, value in (("beta", beta), ("target", target), ("horizon", horizon)):
-            if not value > 0:
-                raise error("bad_parameter", owner="AdaptiveKL", name=name, given=value, expected="more than 0")
-        self.target, self.horizon = target, horizon
+        self.beta, self.target, self.horizon = beta, target, horizon
+        for name in ("beta", "target", "horizon"):
+            check_number(self, name, more_than=0)
+        self.coefficient = self.beta
 
     def update(self, kl: float, rollouts: int) -> None:
         """Takes what a step measured: the mean KL per token, over that many rollouts (0 or more)."""
@@ -159,12 +153,11 @@ class AdaptiveEntropy(_Controller):
     """
 
     def __init__(self, target: float, delta: float = 0.005, low: float = 0.0, high: float = 1.0) -> None:
-        super().__init__(0.0, target=target, delta=delta, low=low, high=high)
-        if not target > 0 or not low <= high:
-            name, given = ("target", target) if not target > 0 else ("high", high)
-            expected = "more than 0" if name == "target" else f"at least low={low:g}"
-            raise error("bad_parameter", owner="AdaptiveEntropy", name=name, given=given, expected=expected)
         self.target, self.delta, self.low, self.high = target, delta, low, high
+        check_number(self, "target", more_than=0)
+        for name in ("delta", "low"):
+            check_number(self, name, at_least=0)
+        check_number(self, "high", at_least=self.low)
         self.raised = self.coefficient = low
 
     def update(self, entropy: float) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpokit as gk
-from grpokit.controllers import kl_coefficient
+from grpokit.controllers import AdaptiveKL
 from grpokit.errors import error, nearest
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
@@ -302,8 +302,8 @@ class TrainConfig:
         given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
         resolved = dataclasses.replace(self, recipe_parameters=given)
         recipe = resolved.make_recipe()
-        if self.kl_control.target and kl_coefficient(recipe) is None:
-            raise error("nothing_to_control", recipe=recipe.name, what="KL penalty", example="Term(KL(), 0.04)")
+        if self.kl_control.target:
+            AdaptiveKL(1.0, self.kl_control.target).apply(recipe)  # it must have a penalty to steer
         if recipe.reads("off_policy") and self.num_generations < 2:
             expected = (
                 f"2 or more: recipe {recipe.name!r} has a demonstration in the place of a group's last completion"
