@@ -12,7 +12,8 @@ from grpokit import loss as losses
 from grpokit.advantage import Given
 from grpokit.aggregate import Constant, SequenceMean, SequenceSum, TokenMean
 from grpokit.batch import TokenBatch
-from grpokit.mismatch import TIS, IcePop
+from grpokit.drift import OPSM, DPPOMask, M2POMask
+from grpokit.mismatch import MIS, TIS, IcePop, KPop
 from grpokit.objective import (
     KL,
     Clip,
@@ -30,13 +31,15 @@ from grpokit.objective import (
     SoftGate,
 )
 from grpokit.objective.columns import LIMIT, log_bounds
+from grpokit.rejection import WTRS, GeometricMask, SequenceMask, TrustRegionMask, Veto
 from grpokit.stages import REGISTRY, load
+from grpokit.token_selection import ClipCov, M2POClip, S2TMask, TopCovariance, TopEntropy
 
 V, TEMPERATURE = 13, 0.8
 CONSTANTS = ("advantages", "old_logps", "rollout_logps", "ref_logps", "off_policy")
 
 
-def recipe(objective=None, correct=(), aggregate=None, extra=(), ratio="old"):
+def recipe(objective=None, correct=(), aggregate=None, extra=(), ratio="old", dropped="removed"):
     return Recipe(
         name="test",
         advantage=Given(),
@@ -45,6 +48,7 @@ def recipe(objective=None, correct=(), aggregate=None, extra=(), ratio="old"):
         aggregate=aggregate or TokenMean(),
         extra=extra,
         ratio=ratio,
+        dropped=dropped,
     )
 
 
@@ -58,7 +62,8 @@ OBJECTIVES = {
     "k1": KL("k1"),
     "k2": KL("k2", to="old"),
     "k3": KL("k3"),
-    **{f"{kind}_corrected": KL(kind, corrected=True) for kind in ("k1", "k2", "k3")},
+    "abs": KL("abs", to="old"),
+    **{f"{kind}_corrected": KL(kind, corrected=True) for kind in ("k1", "k2", "k3", "abs")},
     "entropy": Entropy(),
     "sequence_clip": SequenceClip(0.05, 0.1),
     "sequence_clip_dual": SequenceClip(0.05, 0.1, 1.2),
@@ -88,8 +93,51 @@ CORRECTIONS = {
     "none": (),
     "tis": (TIS(1.1),),
     "icepop": (IcePop(0.8, 1.3),),
-    "both": (TIS(1.1), IcePop(0.8, 1.3)),
+    "wtrs": (WTRS(0.5, 2.0),),
+    "both": (TIS(1.1, low=0.9, level="geometric"), WTRS(0.5, 2.0)),
 }
+# Parameters with which each drops some of the tokens of `table`, and not all.
+WEIGHTS = {
+    "tis_sequence": TIS(1.1, level="sequence"),
+    "tis_open": TIS(None),
+    "mis": MIS(1.6, 0.6),
+    "mis_geometric": MIS(1.1, level="geometric"),
+    "kpop": KPop(0.01),
+    "sequence_mask": SequenceMask(1.6, 0.6),
+    "geometric_mask": GeometricMask(0.93, 1.07),
+    "veto": Veto(0.6),
+    "wtrs": WTRS(0.45, 2.0),
+    "trust_region": TrustRegionMask(0.25),
+    "trust_region_mean": TrustRegionMask(0.06, "k2", "mean"),
+    "trust_region_sum": TrustRegionMask(0.1, "k3", "sum"),
+    "trust_region_token": TrustRegionMask(0.02, "k2", "token"),
+    "m2po_mask": M2POMask(0.02),
+}
+# Those that read the current policy.
+LATE_WEIGHTS = {
+    "tis_current": TIS(1.1, policy="current"),
+    "icepop_current": IcePop(0.8, 1.3, policy="current"),
+    "mis_current": MIS(1.6, 0.6, policy="current"),
+    "kpop_current": KPop(0.01, policy="current"),
+    "sequence_mask_current": SequenceMask(1.6, 0.6, policy="current"),
+    "geometric_mask_current": GeometricMask(0.93, 1.07, policy="current"),
+    "wtrs_current": WTRS(0.6, 1.8, policy="current"),
+    "opsm": OPSM(0.01),
+    "opsm_old": OPSM(0.01, "old"),
+    "dppo_tv": DPPOMask(0.02, 0.02),
+    "dppo_kl": DPPOMask(5e-4, 5e-4, "kl", "old"),
+}
+# Those that read it on the whole batch.
+BATCH_WEIGHTS = {
+    "m2po_mask_current": M2POMask(0.02, policy="current"),
+    "clip_cov": ClipCov(0.2, 0.05, 5.0, 0.2, 0.2),
+    "top_covariance": TopCovariance(0.2),
+    "m2po_clip": M2POClip(0.005, 0.0, 0.0),
+    "s2t": S2TMask(0.2, 0.75),
+    "s2t_tokens": S2TMask(0.2, 0.5, "tokens"),
+    "top_entropy": TopEntropy(0.4),
+}
+ALL_WEIGHTS = WEIGHTS | LATE_WEIGHTS | BATCH_WEIGHTS
 BONUSES = (Term(KL(), 0.04), Term(Entropy(), -0.01, aggregate=SequenceMean()))
 RECIPES = {
     "clip": recipe(Clip(0.2, 0.28)),
@@ -112,7 +160,18 @@ RECIPES = {
     "lad": recipe(Divergence("js", 0.7), (IcePop(0.8, 1.3),), SequenceMean()),
     "corrected": recipe(Clip(), extra=(Term(KL("k3", corrected=True), 0.1),)),
     "luffy": recipe(MixedPolicy(0.1, 0.2, 0.28)),
+    "gspo_in_ratio": recipe(SequenceClip(0.05, 0.1), (IcePop(0.8, 1.3),), SequenceMean(), dropped="in_ratio"),
+    "gmpo_in_ratio": recipe(
+        GeometricClip(0.2, 0.3), (IcePop(0.8, 1.3),), SequenceMean(over="kept"), dropped="in_ratio"
+    ),
+    "vespo_in_ratio": recipe(GammaWeight(), (IcePop(0.8, 1.3),), dropped="in_ratio"),
+    "intellect": recipe(Reinforce(), (IcePop(0.8, 1.3, policy="current"),)),
 }
+WEIGHED = {
+    f"weight_{name}": recipe(Reinforce() if weight.importance else Clip(), (weight,), SequenceMean(over="kept"))
+    for name, weight in ALL_WEIGHTS.items()
+}
+WEIGHED["kl_cov"] = recipe(Clip(None, None), extra=(Term(KL("abs", to="old"), 0.5, (TopCovariance(0.2),)),))
 RECIPES |= {f"alone_{name}": recipe(objective) for name, objective in OBJECTIVES.items() if name[0].isupper()}
 
 
@@ -216,7 +275,7 @@ def ragged(batch, now):
     def cut(columns):
         return [{k: x[a:b].tolist() for k, x in columns.items()} for a, b in zip(ends, ends[1:], strict=False)]
 
-    constants = {k: x for k, x in batch.columns.items() if x.is_floating_point() or k == "off_policy"}
+    constants = {k: x for k, x in batch.columns.items() if k not in ("targets", "length", "position")}
     return cut(constants), cut(now)
 
 
@@ -239,6 +298,7 @@ def described(r):
         "correct": [plain(s) for s in r.correct],
         "aggregate": plain(r.aggregate),
         "ratio": r.ratio,
+        "dropped": r.dropped,
         "extra": [
             {
                 "objective": plain(t.objective),

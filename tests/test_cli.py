@@ -69,7 +69,7 @@ def test_a_dry_run_prints_the_file_that_would_be_written_and_writes_nothing(caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["recipes", "dappo"], "there is no recipe 'dappo'. Did you mean 'dapo'?"),
+        (["recipes", "dapoo"], "there is no recipe 'dapoo'. Did you mean 'dapo'?"),
         (["recipes", "dapo"], "recipe('dapo') needs max_len"),
         (["recipes", "dapo", "--set", "max_len"], "expected key=value"),
         (["recipes", "--set", "max_len=3"], "expected a recipe's name first"),

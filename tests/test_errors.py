@@ -131,7 +131,7 @@ ROW_SIDE = {
         (lambda: gk.advantages([1.0], gk.group([1]), gk.GlobalNorm(0, 0.0), response_len=[0]), ["batch number 0"])
     ],
     "unknown_recipe": [
-        (lambda: gk.recipe("dappo"), ["Did you mean 'dapo'?", "grpo, dr_grpo"]),
+        (lambda: gk.recipe("dapoo"), ["Did you mean 'dapo'?", "grpo, dr_grpo"]),
         (lambda: gk.recipe(None), ["'None'"]),
     ],
     "unknown_parameter": [

@@ -31,6 +31,7 @@ def test_metrics_by_hand():
         "sampling/sampling_logp_difference/mean": (old - rollout).abs(),
         "mismatch/weight_mean": w,
         "mismatch/dropped": w == 0,
+        "mismatch/dropped/IcePop": w == 0,
     }
     same([metrics], [{k: x.double().mean() for k, x in expected.items()}])
     assert all(not x.requires_grad and x.dim() == 0 for x in metrics.values())

@@ -3,14 +3,15 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 import grpokit as gk
-from tests.losses import BONUSES, RECIPES, padded, recipe, run, table
+from tests.losses import BATCH_WEIGHTS, BONUSES, RECIPES, WEIGHED, padded, recipe, run, table
 
 WORKER = """
 import sys
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from grpokit import StateError
 from tests.losses import RECIPES, padded, run, table
-from tests.test_ranks import SHARED, rows_of, steered
+from tests.test_ranks import RANKS, SHARED, rows_of, steered
 
 rank, place = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
@@ -26,9 +27,10 @@ found = {}
 for name, r in SHARED.items():
     for reduction in ("sum", "mean"):
         d = rows_of(rank)
-        batch = padded(d)
+        batch = padded(d, rollout_ids=torch.tensor(RANKS[rank]))
         batch.synchronize(r, reduction=reduction)
-        loss, x, _ = run(batch, steered(r), d, split=20)
+        # One rank takes the batch in two parts, the other in one.
+        loss, x, _ = run(batch, steered(r), d, split=20 if rank else None)
         found[name, reduction] = loss, x
 
 try:
@@ -42,6 +44,12 @@ SHARED = {
     name: RECIPES[name]
     for name in ("clip", "icepop_kept", "dual_constant", "gspo_icepop", "vespo_folds_icepop", "kl_alone", "luffy")
 }
+# What looks at the whole batch of all ranks, and what is counted of the current policy.
+SHARED |= {
+    name: WEIGHED[name] for name in (*(f"weight_{name}" for name in BATCH_WEIGHTS), "weight_m2po_mask", "kl_cov")
+}
+SHARED |= {name: WEIGHED[name] for name in ("weight_opsm", "weight_dppo_tv", "weight_icepop_current")}
+SHARED["clip_cov_live"] = recipe(correct=(BATCH_WEIGHTS["clip_cov"],), extra=BONUSES)
 SHARED["icepop_terms"] = recipe(correct=(gk.IcePop(0.8, 1.3),), aggregate=gk.TokenMean(over="kept"), extra=BONUSES)
 RANKS = ([0, 1, 2, 4], [3, 5, 6])
 
@@ -82,13 +90,23 @@ def test_two_ranks_are_one_process(tmp_path):
                 )
 
 
-def test_what_ranks_cannot_share_yet():
-    from tests.test_loss import BATCH_SCOPE
+@dataclass(frozen=True)
+class Centred(gk.Objective):
+    """Batch scope, which a weight may have and an objective may not."""
 
+    reads: ClassVar[frozenset[str]] = frozenset({"logps"})
+    scope: ClassVar[str] = "batch"
+
+    def value(self, tokens):
+        return tokens.logps - tokens.logps.mean()
+
+
+def test_what_ranks_cannot_share():
     d = table(2)
-    for name in ("rare_kept", "median_live", "median_kept"):
-        with pytest.raises(gk.InputError) as caught:
-            padded(d).synchronize(BATCH_SCOPE[name])
-        assert caught.value.kind == "not_across_ranks"
+    with pytest.raises(gk.InputError) as caught:
+        padded(d).synchronize(recipe(Centred()))
+    assert caught.value.kind == "not_across_ranks"
+    with pytest.raises(gk.InputError, match="ClipCov reads 'rollout_ids'"):
+        padded(d).synchronize(WEIGHED["weight_clip_cov"])
     with pytest.raises(gk.InputError, match="reduction='max'; expected 'mean' or 'sum'"):
         padded(d).synchronize(RECIPES["clip"], reduction="max")

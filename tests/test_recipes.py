@@ -38,7 +38,7 @@ def test_a_recipe_is_what_its_paper_discloses(name):
     assert recipe.name == name
     assert recipe.leaves_out
     assert recipe.parent in {"", *EXAMPLES}
-    assert bool(recipe.experimental) == (name in ("nord", "cispo", "lad"))
+    assert bool(recipe.experimental) == (name in ("nord", "cispo", "lad", "icepop", "dppo"))
     assert all(library and what for library, what in recipe.elsewhere)
     assert {"TRL 1.16", "verl 0.9.1"} <= {library for library, _ in recipe.elsewhere}
     if required:
@@ -46,7 +46,11 @@ def test_a_recipe_is_what_its_paper_discloses(name):
             gk.recipe(name)
     # Given otherwise, every parameter changes the recipe.
     for parameter in inspect.signature(REGISTRY["recipe"][name]).parameters:
-        other = {"f": "tv", "low": 0.11, "high": 0.33, "dual": 2.5, "cache": 7, "eps": 0.5}.get(parameter, 7)
+        other = {"f": "tv", "low": 0.11, "high": 0.33, "dual": 2.5, "cache": 7, "eps": 0.5}
+        other |= {"alpha": 0.4, "kind": "kl", "population": "tokens"} | dict.fromkeys(
+            ("share", "tau_p", "q", "rho"), 0.3
+        )
+        other = other.get(parameter, 7)
         assert gk.recipe(name, **EXAMPLES[name] | {parameter: other}) != recipe, parameter
 
 
@@ -89,7 +93,7 @@ def test_explain_states_every_number_and_its_source(name):
     prose = (recipe.leaves_out, recipe.experimental, *(what for _, what in recipe.elsewhere))
     for part in (recipe.name, *recipe.papers, *prose, recipe.objective.gradient, "LOSS = "):
         assert part in text
-    for label in ("shape", "select", "advantage", "objective", "aggregate"):
+    for label in ("shape", "select", "advantage", "correct", "objective", "aggregate"):
         stages = getattr(recipe, label)
         for stage in stages if isinstance(stages, tuple) else (stages,):
             assert type(stage).__name__ in text
@@ -102,7 +106,7 @@ def test_explain_states_every_number_and_its_source(name):
                 assert fact in text
     known = {f"{label}.{p}" for label, p in _parameters(recipe)}
     assert set(dict(recipe.sources)) <= known, "a source for a number that the recipe does not have"
-    sourced = {key for key in known if not key.startswith("extra")} - set(dict(recipe.sources))
+    sourced = {key for key in known if not key.startswith(("extra", "weigh", "over"))} - set(dict(recipe.sources))
     assert sourced <= {"objective.dual", "advantage.beta", "advantage.weights"}, "a number without a source"
 
 
@@ -114,6 +118,8 @@ def _parameters(recipe):
     for term in recipe.extra:
         yield "extra", "scale"
         yield from (("extra", parameter) for parameter in fields_of(term.objective))
+        yield from (("weigh", parameter) for weight in term.weigh for parameter in fields_of(weight))
+        yield from (("over", parameter) for parameter in fields_of(term.aggregate))
 
 
 def test_no_bound_survives_the_round_trip():

@@ -27,9 +27,10 @@ _HOME = {
     "controllers": ("AdaptiveEntropy", "AdaptiveKL"),
     "gdpo": ("GDPO",),
     "passk": ("PKPO", "PassKArgmax", "PassKTraining"),
+    "drift": ("OPSM", "DPPOMask", "M2POMask"),
     "errors": ("FileError", "GroupWarning", "GrpokitError", "InputError", "InputTypeError", "StateError"),
     "lint": ("Finding",),
-    "mismatch": ("TIS", "IcePop"),
+    "mismatch": ("KPop", "MIS", "TIS", "IcePop"),
     "objective": (
         "KL",
         "Clip",
@@ -51,6 +52,7 @@ _HOME = {
     "_recipe": ("Recipe", "Term", "recipe", "recipe_names"),
     "processed": ("GroupStats", "GroupTable", "Processed"),
     "ranking": ("Learnability", "MaxVariance", "SourceLimit", "VarianceQuantile"),
+    "rejection": ("WTRS", "GeometricMask", "SequenceMask", "TrustRegionMask", "Veto"),
     "rollouts": ("advantages", "group", "group_stats", "process"),
     "selection": (
         "Distinct",
@@ -66,6 +68,7 @@ _HOME = {
     "sketch": ("QuantileSketch",),
     "staleness": ("LagStatistics", "StalenessLedger", "TakenBatch", "VersionSpan"),
     "stages": ("Advantage", "Aggregate", "Correct", "Objective", "Select", "Shape", "Stage", "register"),
+    "token_selection": ("ClipCov", "M2POClip", "S2TMask", "TopCovariance", "TopEntropy"),
     "_native": ("Groups", "__version__"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -34,6 +34,9 @@ from .collector import GroupCollector as GroupCollector
 from .columns import Ragged as Ragged
 from .controllers import AdaptiveEntropy as AdaptiveEntropy
 from .controllers import AdaptiveKL as AdaptiveKL
+from .drift import OPSM as OPSM
+from .drift import DPPOMask as DPPOMask
+from .drift import M2POMask as M2POMask
 from .errors import FileError as FileError
 from .errors import GroupWarning as GroupWarning
 from .errors import GrpokitError as GrpokitError
@@ -42,8 +45,10 @@ from .errors import InputTypeError as InputTypeError
 from .errors import StateError as StateError
 from .gdpo import GDPO as GDPO
 from .lint import Finding as Finding
+from .mismatch import MIS as MIS
 from .mismatch import TIS as TIS
 from .mismatch import IcePop as IcePop
+from .mismatch import KPop as KPop
 from .objective import KL as KL
 from .objective import Clip as Clip
 from .objective import ClippedWeight as ClippedWeight
@@ -73,6 +78,11 @@ from .ranking import Learnability as Learnability
 from .ranking import MaxVariance as MaxVariance
 from .ranking import SourceLimit as SourceLimit
 from .ranking import VarianceQuantile as VarianceQuantile
+from .rejection import WTRS as WTRS
+from .rejection import GeometricMask as GeometricMask
+from .rejection import SequenceMask as SequenceMask
+from .rejection import TrustRegionMask as TrustRegionMask
+from .rejection import Veto as Veto
 from .rollouts import advantages as advantages
 from .rollouts import group as group
 from .rollouts import group_stats as group_stats
@@ -101,22 +111,32 @@ from .staleness import LagStatistics as LagStatistics
 from .staleness import StalenessLedger as StalenessLedger
 from .staleness import TakenBatch as TakenBatch
 from .staleness import VersionSpan as VersionSpan
+from .token_selection import ClipCov as ClipCov
+from .token_selection import M2POClip as M2POClip
+from .token_selection import S2TMask as S2TMask
+from .token_selection import TopCovariance as TopCovariance
+from .token_selection import TopEntropy as TopEntropy
 
 __all__ = [
     "GDPO",
     "KL",
+    "MIS",
+    "OPSM",
     "PKPO",
     "TIS",
+    "WTRS",
     "AdaptiveEntropy",
     "AdaptiveKL",
     "Advantage",
     "Aggregate",
     "AtK",
     "Clip",
+    "ClipCov",
     "ClippedWeight",
     "CollectedGroup",
     "Constant",
     "Correct",
+    "DPPOMask",
     "Distinct",
     "Divergence",
     "DuplicateWeight",
@@ -126,6 +146,7 @@ __all__ = [
     "GammaWeight",
     "GaussianGate",
     "GeometricClip",
+    "GeometricMask",
     "Given",
     "GlobalNorm",
     "GreedyBaseline",
@@ -141,10 +162,13 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "KLPenalty",
+    "KPop",
     "LagStatistics",
     "Learnability",
     "LeaveOneOut",
     "LengthBaseline",
+    "M2POClip",
+    "M2POMask",
     "MaxLag",
     "MaxVariance",
     "MeanBaseline",
@@ -166,9 +190,11 @@ __all__ = [
     "Regression",
     "Reinforce",
     "RescaledMean",
+    "S2TMask",
     "Select",
     "SequenceClip",
     "SequenceClipToken",
+    "SequenceMask",
     "SequenceMean",
     "SequenceSum",
     "Shape",
@@ -183,8 +209,12 @@ __all__ = [
     "Term",
     "TokenBatch",
     "TokenMean",
+    "TopCovariance",
+    "TopEntropy",
+    "TrustRegionMask",
     "VarianceQuantile",
     "VersionSpan",
+    "Veto",
     "advantages",
     "arithmetic",
     "balance",

@@ -31,7 +31,8 @@ _STAGES = {
 }
 _MANY = ("shape", "select", "correct", "weigh")
 ORDER = ("shape", "select", "advantage", "correct", "objective", "aggregate")
-_WORDS = ("name", "ratio", "not_finite", "leaves_out", "parent", "experimental")
+_WORDS = ("name", "ratio", "dropped", "not_finite", "leaves_out", "parent", "experimental")
+DROPPED = ("removed", "in_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,22 @@ class Term:
         Weights of this term alone; a weight of 0 removes the token from it.
     aggregate : Aggregate
         Its own denominator.
+    dropped : {"removed", "in_ratio"}
+        What becomes of a token with the weight 0; see `Recipe`.
     """
 
     objective: Objective
     scale: float = 1.0
     weigh: tuple[Correct, ...] = ()
     aggregate: Aggregate = field(default_factory=TokenMean)
+    dropped: Literal["removed", "in_ratio"] = "removed"
 
     def __post_init__(self) -> None:
         _check("Term", "objective", self.objective, Objective)
         check_number(self, "scale")
         _check_all("Term", "weigh", self.weigh, Correct)
         _check("Term", "aggregate", self.aggregate, Aggregate)
+        _check_word("Term", "dropped", self.dropped, DROPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +86,11 @@ class Recipe:
     ratio : {"old", "rollout"}
         The policy that the ratio r = π / π_ratio is taken against.
     correct : tuple of Correct
-        Weights of the policy term.
+        Weights of the policy term; one of them at most is a ratio of policies, and none where the objective's own ratio
+        is taken against the sampler already.
+    dropped : {"removed", "in_ratio"}
+        What becomes of a token with the weight 0: it is not there, in the ratio of its sequence either; or its own
+        share is 0 while its log-prob stays in the ratio of its sequence, as in TRL and verl.
     objective : Objective
         The policy term's value per token.
     aggregate : Aggregate
@@ -109,6 +118,7 @@ class Recipe:
     advantage: Advantage
     ratio: Literal["old", "rollout"] = "old"
     correct: tuple[Correct, ...] = ()
+    dropped: Literal["removed", "in_ratio"] = "removed"
     objective: Objective
     aggregate: Aggregate = field(default_factory=TokenMean)
     extra: tuple[Term, ...] = ()
@@ -125,16 +135,31 @@ class Recipe:
         many = {"shape": Shape, "select": Select, "correct": Correct, "extra": Term, "papers": str}
         for name, kind in many.items():
             _check_all("Recipe", name, getattr(self, name), kind)
-        for name, choices in (("ratio", ("old", "rollout")), ("not_finite", ("error", "drop"))):
-            if getattr(self, name) not in choices:
-                raise error(
-                    "bad_parameter", owner="Recipe", name=name, given=getattr(self, name), expected=f"one of {choices}"
-                )
+        words = {"ratio": ("old", "rollout"), "not_finite": ("error", "drop"), "dropped": DROPPED}
+        for name, choices in words.items():
+            _check_word("Recipe", name, getattr(self, name), choices)
+        for term in self.terms:
+            self._check_counted_once(term)
 
     @property
     def terms(self) -> tuple[Term, ...]:
         """The policy term and the extra ones."""
-        return (Term(self.objective, 1.0, self.correct, self.aggregate), *self.extra)
+        return (Term(self.objective, 1.0, self.correct, self.aggregate, self.dropped), *self.extra)
+
+    def _check_counted_once(self, term: Term) -> None:
+        """A ratio to the sampler may be in a term once: in the objective's own ratio, or in one weight."""
+        weights = [stage for stage in term.weigh if stage.importance]
+        for stage in weights:
+            inside = "log_ratio" in term.objective.reads
+            if len(weights) > 1:
+                why = f"{' and '.join(type(w).__name__ for w in weights)} both multiply by a ratio to the sampler"
+            elif inside and self.ratio == "rollout":
+                why = f"ratio='rollout' has the sampler in the ratio of {type(term.objective).__name__} already"
+            elif inside and getattr(stage, "policy", "old") == "current":
+                why = f"policy='current' has r in the weight, and {type(term.objective).__name__} has it as well"
+            else:
+                continue
+            raise error("counted_twice", recipe=self.name, stage=stage, why=why)
 
     def reads(self, column: str) -> bool:
         """Whether a token stage (stages 5 to 7) reads the column."""
@@ -187,6 +212,7 @@ class Recipe:
                 "scale": t.scale,
                 "weigh": [_dump(s) for s in t.weigh],
                 "aggregate": _dump(t.aggregate),
+                "dropped": t.dropped,
             }
             for t in self.extra
         ]
@@ -277,6 +303,11 @@ def _check(owner: str, name: str, value: Any, expected: type) -> None:
     if not isinstance(value, expected):
         kind = "a str" if expected is str else f"a grpokit.{expected.__name__}"
         raise error("bad_parameter", owner=owner, name=name, given=value, expected=kind)
+
+
+def _check_word(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise error("bad_parameter", owner=owner, name=name, given=value, expected=f"one of {choices}")
 
 
 def _check_all(owner: str, name: str, values: Any, expected: type) -> None:

@@ -22,6 +22,7 @@ from .tokens import Segments, Tokens
 
 if TYPE_CHECKING:
     from ._recipe import Recipe, Term
+    from .ranks import Ranks
     from .stages import Correct
 
 LOGPS = ("old_logps", "rollout_logps", "ref_logps")
@@ -131,10 +132,11 @@ class TokenBatch:
         starts = self.live.lengths.cumsum(0) - self.live.lengths
         self.columns["length"] = self._repeat(self.live.lengths)
         self.columns["position"] = torch.arange(self.live_tokens, device=self.device) - self._repeat(starts)
+        self.has_rollout_ids = "rollout_ids" in self.columns
         self.columns.setdefault("rollout_ids", self._repeat(torch.arange(len(places), device=self.device)))
         # What the loss remembers of the whole: settled weights and denominators, and a first pass.
         self.settled: dict[Any, Any] = {}
-        self.synchronized = False
+        self.ranks: Ranks | None = None
         self.observed: dict[Any, Any] = {}
         self.ready: dict[Any, Any] = {}
 
@@ -226,7 +228,10 @@ class TokenBatch:
         return [self.whole._part(a, b) for a, b in zip(cuts, [*cuts[1:], self.rows.stop], strict=True)]
 
     def synchronize(self, recipe: Recipe, group: Any = None, *, reduction: str = "mean") -> None:
-        """Makes the recipe's denominators those of all ranks together: one all-reduce of two numbers a term.
+        """Makes the recipe's denominators, and what is said of the whole batch, those of all ranks together.
+
+        One all-reduce of two numbers a term. A weight of batch scope gathers the columns that it reads of all ranks,
+        each time that it is made: at most once a step. Random choices take rollout ids that no two ranks share.
 
         Parameters
         ----------
@@ -241,7 +246,8 @@ class TokenBatch:
         Raises
         ------
         InputError
-            `bad_parameter`; `not_across_ranks` where a denominator or a weight needs the current policy of all ranks.
+            `bad_parameter`; `not_across_ranks` where an objective, and not a weight, reads the whole batch;
+            `missing_token_column` where a weight draws by lot and the batch has no `rollout_ids` of its own.
         """
         from .equation import synchronize
 

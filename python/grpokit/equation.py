@@ -9,14 +9,15 @@ token from the term; c_kt is one over an aggregate's denominator, which belongs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .errors import error
-from .tokens import Normalizer, Segments, Tokens, missing, sum_segments
+from .ranks import Ranks
+from .tokens import ALWAYS, Normalizer, Segments, Tokens, missing, sum_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,17 +41,21 @@ class Coefficients:
         The policy term's own share of g; 0 where its gate is closed.
     weights : (T,)
         The policy term's weights.
+    dropped : dict of (T,) bool
+        By the name of each of its corrections: the tokens that it gives the weight 0.
     """
 
     loss: Tensor
     gradients: dict[str, Tensor]
     policy: Tensor
     weights: Tensor
+    dropped: dict[str, Tensor]
 
     def part(self, at: slice) -> Coefficients:
         """Those of some of the tokens."""
         gradients = {name: x[at] for name, x in self.gradients.items()}
-        return Coefficients(self.loss[at], gradients, self.policy[at], self.weights[at])
+        dropped = {name: x[at] for name, x in self.dropped.items()}
+        return Coefficients(self.loss[at], gradients, self.policy[at], self.weights[at], dropped)
 
 
 def coefficients(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:
@@ -91,13 +96,14 @@ def coefficients(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor
         # The policy term reads through views of the leaves: one backward pass then yields its own share as well.
         views = {name: x.view_as(x) for name, x in leaves.items()}
         policy, *extra = recipe.terms
-        loss, weights = _contribution(batch, policy, batch.tokens(recipe, views))
+        loss, settled = _contribution(batch, policy, batch.tokens(recipe, views))
         tokens = batch.tokens(recipe, leaves)
         for term in extra:
             loss = loss + _contribution(batch, term, tokens)[0]
         wanted = [*leaves.values(), views["logps"]]
         *gradients, share = torch.autograd.grad(loss.sum(), wanted, materialize_grads=True)
-    return Coefficients(loss.detach(), dict(zip(leaves, gradients, strict=True)), share, weights)
+    weights = settled.weights.to(loss.dtype)
+    return Coefficients(loss.detach(), dict(zip(leaves, gradients, strict=True)), share, weights, settled.dropped)
 
 
 def needs_first_pass(batch: TokenBatch, recipe: Recipe) -> bool:
@@ -107,20 +113,33 @@ def needs_first_pass(batch: TokenBatch, recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class _Settled:
-    """A term's weights, one over its denominators, and what the weights leave (None: everything); of any scale."""
+    """A term's weights, who dropped what, one over its denominators, and what is left (None: all); of any scale."""
 
     weights: Tensor
+    dropped: dict[str, Tensor]
     share: Tensor
     kept: Segments | None
 
+    def part(self, batch: TokenBatch) -> _Settled:
+        """What a part of the batch has of it."""
+        dropped = {name: x[batch.at] for name, x in self.dropped.items()}
+        kept = self.kept
+        if kept is not None:
+            kept = kept.part(batch.rows.start, batch.rows.stop, batch.at.start)
+        return _Settled(self.weights[batch.at], dropped, self.share[batch.at], kept)
 
-def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Each token's contribution of one term, as a graph over the current columns, and the term's weights."""
+
+def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor, _Settled]:
+    """Each token's contribution of one term, as a graph over the current columns, and what the term settled."""
     with torch.no_grad():
         settled = _settle(batch, term, tokens)
         dtype = tokens.logps.dtype
         weights, share = settled.weights.to(dtype), (term.scale * settled.share).to(dtype)
         factor = share if term.objective.folds or not term.weigh else share * weights
+        if term.dropped == "in_ratio" and settled.kept is not None:
+            # Its own share is 0, while its log-prob stays in the sums over its sequence.
+            factor = torch.where(weights == 0, 0.0, factor)
+            settled = replace(settled, kept=None)
     left = tokens.only(settled.kept, weight=weights, factor=factor)
     value = term.objective.value(left.shown_to(term.objective))
     _check_result(term.objective, value, left.factor)
@@ -132,7 +151,7 @@ def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor
     contribution = left.factor * value
     if settled.kept is not None:
         contribution = contribution.new_zeros(len(weights)).index_copy(0, settled.kept.index, contribution)
-    return contribution, weights
+    return contribution, settled
 
 
 def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
@@ -140,62 +159,80 @@ def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
     whole, late = batch.whole, batch.late(term)
     key = _key(term)
     if key not in whole.settled:
-        if whole.synchronized:
+        if whole.ranks is not None:
             raise error("not_synchronized", objective=type(term.objective).__name__, aggregate=term.aggregate)
-        whole.settled[key] = _shared(term, *_early(whole, term))
+        whole.settled[key] = _early(whole, term)
     settled: _Settled = whole.settled[key]
-    if late:
-        now = _shared(term, *_weigh(term, settled.weights[batch.at], late, tokens))
-        return now if term.aggregate.over == "kept" else _Settled(now.weights, settled.share[batch.at], now.kept)
-    if batch is whole:
+    if batch is not whole:
+        settled = settled.part(batch)
+    if not late:
         return settled
-    kept = settled.kept
-    if kept is not None:
-        kept = kept.part(batch.rows.start, batch.rows.stop, batch.at.start)
-    return _Settled(settled.weights[batch.at], settled.share[batch.at], kept)
+    weights, dropped = _weigh(settled.weights, settled.dropped, late, tokens, whole.ranks)
+    if term.aggregate.over == "kept":
+        return _shared(term, weights, dropped, tokens, whole.ranks)
+    return _Settled(weights, dropped, settled.share, _left(weights, tokens))
 
 
 def synchronize(batch: TokenBatch, recipe: Recipe, group: Any, *, average: bool) -> None:
     """Settles the recipe's denominators over the ranks of a process group; see `TokenBatch.synchronize`."""
-    import torch.distributed as dist
-
     whole = batch.whole
     for term in recipe.terms:
-        if batch.late(term) and (term.aggregate.over == "kept" or any(s.scope == "batch" for s in batch.late(term))):
-            raise error("not_across_ranks", recipe=recipe.name, stage=type(batch.late(term)[0]).__name__)
-    early = [_early(whole, term) for term in recipe.terms]
-    counts = torch.stack([torch.stack([own.tokens, own.sequences]) for *_, own in early])
-    dist.all_reduce(counts, group=group)
-    factor = dist.get_world_size(group) if average else 1
-    for term, (weights, tokens, _), (n, sequences) in zip(recipe.terms, early, counts, strict=True):
-        settled = _shared(term, weights, tokens, Normalizer(n, sequences))
-        whole.settled[_key(term)] = _Settled(settled.weights, settled.share * factor, settled.kept)
-    whole.synchronized = True
+        if term.objective.scope == "batch":
+            raise error("not_across_ranks", recipe=recipe.name, stage=type(term.objective).__name__)
+    for stage in (stage for term in recipe.terms for stage in term.weigh):
+        if stage.draws and not whole.has_rollout_ids:
+            raise missing("rollout_ids", type(stage).__name__, [name for name in whole.columns if name not in ALWAYS])
+    whole.ranks = Ranks(group, average)
+    for term in recipe.terms:
+        whole.settled[_key(term)] = _early(whole, term)
 
 
-def _early(whole: TokenBatch, term: Term) -> tuple[Tensor, Tokens, Normalizer]:
+def _early(whole: TokenBatch, term: Term) -> _Settled:
     """The weights of the stages that read constants alone, over the whole batch."""
     constants = Tokens(whole.columns, whole.live.lengths)
     ones, late = torch.ones_like(whole.columns["length"], dtype=torch.float64), whole.late(term)
-    return _weigh(term, ones, [stage for stage in term.weigh if stage not in late], constants)
+    stages = [stage for stage in term.weigh if stage not in late]
+    return _shared(term, *_weigh(ones, {}, stages, constants, whole.ranks), constants, whole.ranks)
 
 
-def _weigh(term: Term, weights: Tensor, stages: Iterable[Correct], tokens: Tokens) -> tuple[Tensor, Tokens, Normalizer]:
-    """The weights times those of the stages, and what they leave to count."""
+def _weigh(
+    weights: Tensor, dropped: dict[str, Tensor], stages: Iterable[Correct], tokens: Tokens, ranks: Ranks | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weights so far times those of the stages, and who dropped what."""
+    dropped = dict(dropped)
     for stage in stages:
-        weight = stage.weight(tokens.shown_to(stage))
-        _check_result(stage, weight, weights)
+        if ranks is not None and stage.scope == "batch":
+            # A rank is one more part: each computes the whole batch's weights, and takes its own.
+            everywhere, own = ranks.gather(tokens, stage)
+            weight = stage.weight(everywhere.shown_to(stage))
+            _check_result(stage, weight, everywhere.length)
+            weight = weight[own]
+        else:
+            weight = stage.weight(tokens.shown_to(stage))
+            _check_result(stage, weight, weights)
+        name = type(stage).__name__
+        dropped[name] = dropped[name] | (weight == 0) if name in dropped else weight == 0
         weights = weights * weight
-    return weights, tokens, Normalizer.of(weights, tokens.lengths, term.aggregate.over)
+    return weights, dropped
 
 
-def _shared(term: Term, weights: Tensor, tokens: Tokens, counts: Normalizer) -> _Settled:
-    there, lengths = weights != 0, tokens.length
-    kept = None if not term.weigh or bool(there.all()) else Segments.of(there, tokens.lengths)
-    if term.aggregate.over == "kept":
-        lengths = sum_segments(there, tokens.lengths).repeat_interleave(tokens.lengths, output_size=len(there))
+def _shared(term: Term, weights: Tensor, dropped: dict[str, Tensor], tokens: Tokens, ranks: Ranks | None) -> _Settled:
+    """The denominators that these weights leave, over all ranks."""
+    over, lengths = term.aggregate.over, tokens.length
+    counts, factor = Normalizer.of(weights, tokens.lengths, over), 1
+    if ranks is not None:
+        counts, factor = ranks.add(counts), ranks.factor
+    if over == "kept":
+        kept_S = sum_segments(weights != 0, tokens.lengths)
+        lengths = kept_S.repeat_interleave(tokens.lengths, output_size=len(weights))
     # A denominator is 0 only for tokens that are not kept, and nothing reads those.
-    return _Settled(weights, 1 / term.aggregate.denominator(counts, lengths.double()), kept)
+    share = factor / term.aggregate.denominator(counts, lengths.double())
+    return _Settled(weights, dropped, share, _left(weights, tokens))
+
+
+def _left(weights: Tensor, tokens: Tokens) -> Segments | None:
+    there = weights != 0
+    return None if bool(there.all()) else Segments.of(there, tokens.lengths)
 
 
 def _key(term: Term) -> Any:

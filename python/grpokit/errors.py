@@ -104,8 +104,13 @@ KINDS: dict[str, Kind] = {
     ),
     "not_across_ranks": Kind(
         InputError,
-        "recipe {recipe!r}: {stage} reads the current policy, and what it leaves is counted over the whole step, which "
-        "no rank sees. Use an aggregate over 'live' or 'rows', or one process.",
+        "recipe {recipe!r}: the objective {stage} reads the current policy of the whole step, which no rank sees. Put "
+        "what it takes from the whole into a weight (scope = 'batch'), or use one process.",
+    ),
+    "counted_twice": Kind(
+        InputError,
+        "recipe {recipe!r}, {stage}: {why}, so that a token would be weighed by it twice. Keep one of the two; masks "
+        "(SequenceMask, GeometricMask, WTRS, ...) drop without weighing and go with everything.",
     ),
     "nothing_to_control": Kind(
         InputError,

@@ -49,7 +49,7 @@ def measure(
         - ``kl``: k3 to the reference policy, where the recipe reads it.
         - ``sampling/sampling_logp_difference/mean``: of abs(log π_old − log π_rollout), where the batch has both.
         - ``mismatch/weight_mean``, ``mismatch/dropped``: the weights of the recipe's corrections, and the share of
-          tokens that they drop.
+          tokens that they drop; ``mismatch/dropped/IcePop``, ...: that each drops.
     """
     tokens = batch.tokens(recipe, current)
     live = max(batch.whole.live_tokens, 1)
@@ -76,4 +76,5 @@ def measure(
     if recipe.correct:
         out["mismatch/weight_mean"] = coefficients.weights
         out["mismatch/dropped"] = coefficients.weights == 0
+        out |= {f"mismatch/dropped/{name}": gone for name, gone in coefficients.dropped.items()}
     return {name: x.to(tokens.logps.dtype).sum() / live for name, x in out.items()}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .tokens import Normalizer, Tokens
 
 Scope = Literal["row", "group", "token", "sequence", "batch"]
+Level = Literal["token", "sequence", "geometric", "worst"]
 Columns = Mapping[str, Any]
 
 
@@ -143,10 +144,41 @@ class Advantage(Stage):
         return rows.weigh(advantages_N)
 
 
+class Bounds(NamedTuple):
+    """What a correction compares: a ratio at some level, with inclusive bounds of it; None is no bound.
+
+    Attributes
+    ----------
+    level : {"token", "sequence", "geometric", "worst"}
+        The token's ratio, the product over its sequence, their geometric mean, or every single one in the sequence.
+    low, high : float or None
+        Of the ratio, not of its logarithm.
+    """
+
+    level: Level
+    low: float | None
+    high: float | None
+
+
 class Correct(Stage):
-    """A weight per token without gradient; 0 drops the token. Each sees all live tokens, so their order is free."""
+    """A weight per token without gradient; 0 drops the token. Each sees all live tokens, so their order is free.
+
+    Attributes
+    ----------
+    importance : bool
+        Multiplies by a ratio of policies, so that a term may have one only; masks and selections do not.
+    draws : bool
+        Chooses at random, by a hash of (seed, `step`, `rollout_ids`, `position`).
+    """
 
     scope: ClassVar[Scope] = "token"
+    importance: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """What it compares, where that is a ratio to the sampler and bounds; else None."""
+        return None
 
     def weight(self, tokens: Tokens) -> Tensor:
         """(T,) float, 0 or more."""
@@ -211,10 +243,14 @@ _HOME = (
     "passk",
     "gdpo",
     "mismatch",
+    "rejection",
+    "drift",
+    "token_selection",
     "objective",
     "aggregate",
     "recipes",
     "recipes_beyond_clip",
+    "recipes_off_policy",
 )
 
 T = TypeVar("T", bound=Callable[..., Any])

@@ -329,7 +329,28 @@ def test_wrong_objectives_are_told(objective, kind):
         (lambda: gk.MixedPolicy(gamma=0.0), "gamma"),
         (lambda: gk.MixedPolicy(low=1.0), "low"),
         (lambda: gk.TIS(cap=0), "cap"),
-        (lambda: gk.TIS(cap=None), "cap"),
+        (lambda: gk.TIS(2.0, 3.0), "cap"),
+        (lambda: gk.TIS(level="worst"), "level"),
+        (lambda: gk.TIS(policy="ref"), "policy"),
+        (lambda: gk.MIS(None), "high"),
+        (lambda: gk.MIS(2.0, 2.0), "high"),
+        (lambda: gk.KPop(0), "phi"),
+        (lambda: gk.SequenceMask(0.5, 2.0), "high"),
+        (lambda: gk.GeometricMask(low=-1.0), "low"),
+        (lambda: gk.Veto(None), "low"),
+        (lambda: gk.WTRS(high=float("nan")), "high"),
+        (lambda: gk.TrustRegionMask(0.1, "k1"), "kind"),
+        (lambda: gk.TrustRegionMask(0.1, level="batch"), "level"),
+        (lambda: gk.OPSM(0.1, "ref"), "against"),
+        (lambda: gk.DPPOMask(0.2, 0.2, "js"), "kind"),
+        (lambda: gk.M2POMask("0.04"), "tau"),
+        (lambda: gk.ClipCov(share=1.5), "share"),
+        (lambda: gk.ClipCov(seed=-1), "seed"),
+        (lambda: gk.TopCovariance(0), "share"),
+        (lambda: gk.M2POClip(low=1.0), "low"),
+        (lambda: gk.S2TMask(q=2), "q"),
+        (lambda: gk.S2TMask(population="batch"), "population"),
+        (lambda: gk.TopEntropy(True), "rho"),
         (lambda: gk.IcePop(low=0.0), "low"),
         (lambda: gk.IcePop(low=2.0, high=2.0), "high"),
     ],
@@ -370,7 +391,7 @@ def test_no_parameter_that_is_allowed_overflows(objective):
 def test_a_recipe_is_made_without_torch():
     code = (
         "import json, sys, grpokit as gk\n"
-        "r = gk.recipe('grpo').replace(correct=(gk.TIS(), gk.IcePop()), objective=gk.Clip(dual=3.0))\n"
+        "r = gk.recipe('grpo').replace(correct=(gk.TIS(), gk.WTRS()), objective=gk.Clip(dual=3.0))\n"
         "r.explain()\n"
         "print(json.dumps([m for m in ('torch', 'triton', 'transformers') if m in sys.modules]))"
     )

@@ -111,8 +111,8 @@ def test_a_setting_that_cannot_be_meant(setting, message):
 def test_a_recipe_that_does_not_take_its_parameters():
     with pytest.raises(gk.InputError, match="no parameter 'lo'. Did you mean 'low'"):
         TrainConfig(recipe_parameters={"lo": 1}).resolve()
-    with pytest.raises(gk.InputError, match="no recipe 'dappo'. Did you mean 'dapo'"):
-        TrainConfig(recipe="dappo").resolve()
+    with pytest.raises(gk.InputError, match="no recipe 'dapoo'. Did you mean 'dapo'"):
+        TrainConfig(recipe="dapoo").resolve()
     with pytest.raises(gk.InputError, match="needs ddof, eps: .* as in --set recipe.ddof=... --set recipe.eps=..."):
         TrainConfig(recipe="reinforce_pp").resolve()
 

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 @register("objective")
 @dataclass(frozen=True)
 class KL(Objective):
-    """k1 = x, k2 = x²/2 or k3 = e^−x + x − 1, with x = log π − log π_to.
+    """k1 = x, k2 = x²/2, k3 = e^−x + x − 1 or |x|, with x = log π − log π_to.
 
     Parameters
     ----------
-    kind : {"k1", "k2", "k3"}
-        The estimator.
+    kind : {"k1", "k2", "k3", "abs"}
+        The estimator; |x| estimates no KL and is what KL-Cov penalises.
     to : {"ref", "old", "rollout"}
         The policy that π is held to.
     corrected : bool
@@ -58,7 +58,8 @@ class KL(Objective):
 
     Notes
     -----
-    The derivatives by log π are 1, x and 1 − e^−x; corrected, r (1 + x), r (x + x²/2) and r x. k3 has no limit: it
+    The derivatives by log π are 1, x, 1 − e^−x and sign(x), which is 0 at 0; corrected, r times the sum of derivative
+    and value. k3 has no limit: it
     grows as e^−x where π is far below π_ref, and overflows in fp32 at x < −88, which shows.
 
     Examples
@@ -70,20 +71,20 @@ class KL(Objective):
     [1.0, 0.5, 0.3679]
     """
 
-    kind: Literal["k1", "k2", "k3"] = "k3"
+    kind: Literal["k1", "k2", "k3", "abs"] = "k3"
     to: Literal["ref", "old", "rollout"] = "ref"
     corrected: bool = False
 
     def __post_init__(self) -> None:
-        check_choice(self, "kind", ("k1", "k2", "k3"))
+        check_choice(self, "kind", ("k1", "k2", "k3", "abs"))
         check_choice(self, "to", ("ref", "old", "rollout"))
         check_flag(self, "corrected")
 
     @property
     def equation(self) -> str:  # type: ignore[override]
         """The estimator."""
-        r, k = "r " if self.corrected else "", {"k1": "x", "k2": "x²/2", "k3": "(e^−x + x − 1)"}[self.kind]
-        return f"{r}{k}"
+        k = {"k1": "x", "k2": "x²/2", "k3": "(e^−x + x − 1)", "abs": "|x|"}[self.kind]
+        return f"r {k}" if self.corrected else k
 
     @property
     def where(self) -> str:  # type: ignore[override]
@@ -93,7 +94,12 @@ class KL(Objective):
     @property
     def gradient(self) -> str:  # type: ignore[override]
         """Its derivative."""
-        plain, corrected = {"k1": ("1", "1 + x"), "k2": ("x", "x + x²/2"), "k3": ("1 − e^−x", "x")}[self.kind]
+        plain, corrected = {
+            "k1": ("1", "1 + x"),
+            "k2": ("x", "x + x²/2"),
+            "k3": ("1 − e^−x", "x"),
+            "abs": ("sign(x)", "sign(x) + |x|"),
+        }[self.kind]
         return f"g = r ({corrected})" if self.corrected else f"g = {plain}"
 
     @property
@@ -117,5 +123,7 @@ def estimate(kind: str, x: Tensor) -> Tensor:
         return x
     if kind == "k2":
         return x * x / 2
+    if kind == "abs":
+        return x.abs()
     # expm1, since exp(−x) − 1 + x loses what is left of x²/2 near 0.
     return (-x).expm1() + x

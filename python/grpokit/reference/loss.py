@@ -52,6 +52,7 @@ def gradient(rows: Sequence[Columns], recipe: Mapping[str, Any], x: Sequence[Col
 def terms(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The policy term and the extra ones."""
     policy = {"objective": recipe["objective"], "weigh": recipe.get("correct", []), "aggregate": recipe["aggregate"]}
+    policy |= {"dropped": recipe.get("dropped", "removed")}
     return [policy, *recipe.get("extra", [])]
 
 
@@ -60,30 +61,36 @@ def stage(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return entry["stage"], {name: value for name, value in entry.items() if name != "stage"}
 
 
-def weights(rows: Sequence[Columns], term: Mapping[str, Any], frozen: Sequence[Columns]) -> list[list[float]]:
-    """w, the product of the term's weights."""
+def weights(
+    rows: Sequence[Columns], recipe: Mapping[str, Any], term: Mapping[str, Any], frozen: Sequence[Columns]
+) -> list[list[float]]:
+    """w, the product of the term's weights, each of the whole batch."""
+    whole = [{"old_logps": now["logps"], **row, **now} for row, now in zip(rows, frozen, strict=True)]
+    whole = [{**row, "base_logps": row[f"{recipe.get('ratio', 'old')}_logps"]} for row in whole]
     out = [[1.0] * len(current["logps"]) for current in frozen]
     for entry in term.get("weigh", []):
         name, parameters = stage(entry)
-        for i, row in enumerate(rows):
-            w = WEIGHTS[name](row.get("old_logps", frozen[i]["logps"]), row["rollout_logps"], **parameters)
-            out[i] = [a * b for a, b in zip(out[i], w, strict=True)]
+        found = WEIGHTS[name](whole, **parameters)
+        out = [[a * b for a, b in zip(*both, strict=True)] for both in zip(out, found, strict=True)]
     return out
 
 
 def _sequences(
     rows: Sequence[Columns], recipe: Mapping[str, Any], term: Mapping[str, Any], frozen: Sequence[Columns]
 ) -> list[tuple[dict[str, Column], list[float], list[int]]]:
-    """Of each row: the constants of the tokens that the weights keep, scale · c · w of each, and which they are."""
-    w = weights(rows, term, frozen)
+    """Of each row: the constants of the tokens that the weights leave, scale · c · w of each, and which they are.
+
+    A token with the weight 0 is not there; or, in the ratio of its sequence, it is there with a share of 0.
+    """
+    w = weights(rows, recipe, term, frozen)
     name, parameters = stage(term["aggregate"])
     tokens, N, lengths = counts(w, parameters.pop("over"))
     out = []
     for i, row in enumerate(rows):
-        kept = [t for t, w_t in enumerate(w[i]) if w_t != 0]
+        kept = [t for t, w_t in enumerate(w[i]) if w_t != 0 or term.get("dropped") == "in_ratio"]
         base = row.get(f"{recipe.get('ratio', 'old')}_logps", frozen[i]["logps"])
         s = _take({**row, "base_logps": base, "weights": w[i]}, kept)
-        c = [1 / DENOMINATORS[name](tokens, N, lengths[i], **parameters) for _ in kept]
+        c = [1 / DENOMINATORS[name](tokens, N, lengths[i], **parameters) if w[i][t] != 0 else 0.0 for t in kept]
         folds = term["objective"]["stage"] in FOLDS
         k = [term.get("scale", 1.0) * c_t * (1.0 if folds else w[i][t]) for c_t, t in zip(c, kept, strict=True)]
         out.append((s, k, kept))

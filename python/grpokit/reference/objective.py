@@ -182,23 +182,24 @@ def reinforce_gradient(_x: Columns, s: Columns, k: Column) -> dict[str, list[flo
 
 
 def kl_value(x: Columns, frozen: Columns, s: Columns, *, kind: str, to: str, corrected: bool) -> list[float]:
-    """k1 = y, k2 = y²/2, k3 = e^−y + y − 1, with y = l − l_to; corrected, times r."""
+    """k1 = y, k2 = y²/2, k3 = e^−y + y − 1 or |y|, with y = l − l_to; corrected, times r."""
     out = []
     for l, l_to, d in zip(x["logps"], s.get(f"{to}_logps", frozen["logps"]), log_ratios(x, s), strict=True):
         y = l - l_to
-        k = {"k1": y, "k2": y**2 / 2, "k3": math.exp(-y) + y - 1}[kind]
+        k = {"k1": y, "k2": y**2 / 2, "k3": math.exp(-y) + y - 1, "abs": abs(y)}[kind]
         out.append(ratio(d) * k if corrected else k)
     return out
 
 
 def kl_gradient(x: Columns, s: Columns, k: Column, *, kind: str, to: str, corrected: bool) -> dict[str, list[float]]:
-    """1, y and 1 − e^−y; corrected, r (1 + y), r (y + y²/2) and r y (without the part through r beyond e^±20)."""
+    """1, y, 1 − e^−y, sign(y); corrected, r times the sum of slope and value (the slope alone beyond e^±20)."""
     g = []
     for k_t, l, l_to, d in zip(k, x["logps"], s.get(f"{to}_logps", x["logps"]), log_ratios(x, s), strict=True):
         y = l - l_to
-        slope = {"k1": 1.0, "k2": y, "k3": 1 - math.exp(-y)}[kind]
+        sign = float((y > 0) - (y < 0))
+        slope = {"k1": 1.0, "k2": y, "k3": 1 - math.exp(-y), "abs": sign}[kind]
         if corrected:
-            through = {"k1": 1 + y, "k2": y + y**2 / 2, "k3": y}[kind]
+            through = {"k1": 1 + y, "k2": y + y**2 / 2, "k3": y, "abs": sign + abs(y)}[kind]
             slope = ratio(d) * (through if abs(d) <= LIMIT else slope)
         g.append(k_t * slope)
     return {"logps": g}

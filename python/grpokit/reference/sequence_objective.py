@@ -103,7 +103,8 @@ def geometric_clip_gradient(
 
 def _phi(x: Columns, s: Columns, A: float, p: dict[str, float]) -> float:
     """φ(W) = W^k e^{λ (1 − W)}, W = Π_t r_t w_t within [1e-8, e^20]."""
-    log_W = math.fsum(d + math.log(w) for d, w in zip(log_ratios(x, s), s["weights"], strict=True))
+    pairs = zip(log_ratios(x, s), s["weights"], strict=True)
+    log_W = math.fsum(d + (math.log(w) if w else -math.inf) for d, w in pairs)
     log_W = min(max(log_W, math.log(1e-8)), LIMIT)
     k, lam = (p["k_neg"], p["lambda_neg"]) if A < 0 else (p["k_pos"], p["lambda_pos"])
     return math.exp(k * log_W + lam * (1 - math.exp(log_W)))
