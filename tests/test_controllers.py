@@ -112,3 +112,47 @@ def test_rollouts_are_counted(rollouts):
 def test_the_bonus_begins_at_its_lower_bound():
     recipe = gk.recipe("dapo", max_len=9)
     assert gk.AdaptiveEntropy(0.2, low=0.1).apply(recipe).extra[0].scale == -0.1
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=20), st.floats(-1e4, 1e4))
+def test_the_effective_sample_size(x, shift):
+    """Between 1/B and 1, the same whatever is added to all, 1 for equal weights alone."""
+    share = gk.effective_sample_size(x)
+    assert 1 / len(x) * (1 - 1e-12) <= share <= 1 + 1e-12
+    # x + shift is rounded: 2e4 in size, so by 4e-12.
+    assert gk.effective_sample_size([a + shift for a in x]) == pytest.approx(share, rel=1e-10)
+    assert gk.effective_sample_size([shift] * len(x)) == 1
+    w = [math.exp(a - max(x)) for a in x]
+    assert share == pytest.approx(math.fsum(w) ** 2 / (len(x) * math.fsum(a * a for a in w)), rel=1e-12)
+
+
+def test_weights_that_explode_meet_the_smallest_step():
+    control = gk.ESSLearningRate()
+    for bad in (math.inf, math.nan, 1e308):
+        assert control.update([0.0, 0.0, 0.0, bad]) == 0.5
+    assert control.update([math.nan] * 4) == 0.5
+    assert control.update([-math.inf] * 4) == 0.5
+    assert control.update([0.0, -math.inf]) == pytest.approx(math.sqrt(0.5))
+    assert control.update([]) == 1
+    linear = gk.ESSLearningRate(base=0.5, scale="linear")
+    assert linear.update([0.0, 1000.0]) == 1
+    assert linear.update([0.0, 0.0, 0.0, 1000.0]) == 0.5
+    control.load_state_dict(linear.state_dict())
+    assert control.coefficient == 0.5
+    with pytest.raises(gk.InputError, match="scale='log'"):
+        gk.ESSLearningRate(scale="log")
+
+
+def test_the_losses_hand_over_what_it_reads():
+    import torch
+
+    batch = gk.TokenBatch(
+        torch.zeros(3, 2, dtype=torch.int64),
+        mask=torch.tensor([[1, 1], [0, 0], [1, 0]]),
+        advantages=torch.ones(3),
+        rollout_logps=torch.tensor([[-1.0, -2.0], [0.0, 0.0], [-3.0, torch.nan]]),
+    )
+    out = gk.loss.from_logps(torch.full((3, 2), -1.0, requires_grad=True), batch, gk.recipe("vcpo"))
+    assert out.log_weights.tolist() == [1.0, 2.0]
+    plain = gk.TokenBatch(torch.zeros(1, 2, dtype=torch.int64), advantages=torch.ones(1))
+    assert gk.loss.from_logps(torch.zeros(1, 2, requires_grad=True), plain, gk.recipe("rloo")).log_weights is None

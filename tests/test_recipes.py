@@ -47,7 +47,7 @@ def test_a_recipe_is_what_its_paper_discloses(name):
     # Given otherwise, every parameter changes the recipe.
     for parameter in inspect.signature(REGISTRY["recipe"][name]).parameters:
         other = {"f": "tv", "low": 0.11, "high": 0.33, "dual": 2.5, "cache": 7, "eps": 0.5}
-        other |= {"alpha": 0.4, "kind": "kl", "population": "tokens"} | dict.fromkeys(
+        other |= {"baseline": "minimum_variance", "alpha": 0.4, "kind": "kl", "population": "tokens"} | dict.fromkeys(
             ("share", "tau_p", "q", "rho"), 0.3
         )
         other = other.get(parameter, 7)

@@ -34,6 +34,8 @@ from .collector import GroupCollector as GroupCollector
 from .columns import Ragged as Ragged
 from .controllers import AdaptiveEntropy as AdaptiveEntropy
 from .controllers import AdaptiveKL as AdaptiveKL
+from .controllers import ESSLearningRate as ESSLearningRate
+from .controllers import effective_sample_size as effective_sample_size
 from .drift import OPSM as OPSM
 from .drift import DPPOMask as DPPOMask
 from .drift import M2POMask as M2POMask
@@ -45,6 +47,7 @@ from .errors import InputTypeError as InputTypeError
 from .errors import StateError as StateError
 from .gdpo import GDPO as GDPO
 from .lint import Finding as Finding
+from .minimum_variance import MinimumVarianceBaseline as MinimumVarianceBaseline
 from .mismatch import MIS as MIS
 from .mismatch import TIS as TIS
 from .mismatch import IcePop as IcePop
@@ -140,6 +143,7 @@ __all__ = [
     "Distinct",
     "Divergence",
     "DuplicateWeight",
+    "ESSLearningRate",
     "Entropy",
     "FileError",
     "Finding",
@@ -173,6 +177,7 @@ __all__ = [
     "MaxVariance",
     "MeanBaseline",
     "MinGroupSize",
+    "MinimumVarianceBaseline",
     "MixedPolicy",
     "NotTruncated",
     "Objective",
@@ -219,6 +224,7 @@ __all__ = [
     "arithmetic",
     "balance",
     "best_at_k",
+    "effective_sample_size",
     "group",
     "group_stats",
     "loss",

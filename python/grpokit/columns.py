@@ -68,6 +68,20 @@ class Ragged:
         return sums
 
 
+def check_pairs(first: str, a: Ragged, second: str, b: Ragged) -> None:
+    """Refuses two columns of lists whose rows differ in length.
+
+    Raises
+    ------
+    InputError
+        `lists_differ`.
+    """
+    sizes, others = np.diff(a.offsets), np.diff(b.offsets)
+    if (sizes != others).any():
+        row = int((sizes != others).argmax())
+        raise error("lists_differ", first=first, second=second, row=row, n=int(sizes[row]), m=int(others[row]))
+
+
 class Source:
     """The columns of a table of rollouts, by their names in grpokit's words.
 

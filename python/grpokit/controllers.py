@@ -1,7 +1,7 @@
-"""Coefficients that change during training: the KL penalty's β and the entropy bonus's c, each steered to a target.
+"""What changes during training: the KL penalty's β, the entropy bonus's c, and the size of a stale step.
 
-In: what a step measured. Out: the recipe with the coefficient of that moment. A recipe never changes by itself: the
-state is the controller's, and belongs into the trainer's checkpoint (`state_dict`).
+In: what a step measured. Out: the recipe with the coefficient of that moment, or a factor of the learning rate. A
+recipe never changes by itself: the state is the controller's, and belongs into the trainer's checkpoint (`state_dict`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ._recipe import Term
 from .advantage import GlobalNorm
 from .errors import error
 from .objective import KL, Entropy
-from .parameters import check_number, whole
+from .parameters import check_choice, check_number, whole
 from .shaping import KLPenalty
 
 if TYPE_CHECKING:
@@ -175,3 +175,86 @@ class AdaptiveEntropy(_Controller):
         others = tuple(term for term in recipe.extra if not isinstance(term.objective, Entropy))
         bonus = Term(Entropy(), -self.coefficient, (), recipe.aggregate)
         return dataclasses.replace(recipe, extra=(*others, bonus) if self.coefficient else others)
+
+
+def effective_sample_size(log_weights: Any) -> float:
+    """The share of samples that weighted ones are worth: (Σ w)² / (B Σ w²), between 1/B and 1.
+
+    Parameters
+    ----------
+    log_weights : (B,) float
+        log w, of any size; only differences matter. A weight that is +inf or no number counts as the only one.
+
+    Returns
+    -------
+    float
+        1 for no sample at all.
+
+    Notes
+    -----
+    2 LSE(log w) − LSE(2 log w) − log B, so that nothing overflows (arXiv:2602.17616, eq. 4).
+
+    Examples
+    --------
+    >>> effective_sample_size([0.0, 0.0])
+    1.0
+    >>> [round(effective_sample_size([1000.0, 1000.0 + d]), 3) for d in (0.0, 1.0, 9.0)]
+    [1.0, 0.824, 0.5]
+    """
+    import numpy as np
+
+    x = np.asarray(log_weights.tolist() if hasattr(log_weights, "tolist") else log_weights, np.float64)
+    if not len(x) or not (x > -math.inf).any():
+        # No sample, or not one that weighs anything.
+        return 1.0 if not len(x) else 1 / len(x)
+    if not (x < math.inf).all():
+        return 1 / len(x)
+    w = np.exp(x - x.max())
+    return float(w.sum() ** 2 / (len(x) * (w * w).sum()))
+
+
+class ESSLearningRate(_Controller):
+    """The learning rate of an update, scaled by what its minibatch is worth: VCPO (arXiv:2602.17616).
+
+    η ← η √min(1, ESS / base), ESS of the weights π / π_rollout of whole answers in the minibatch; the scheduler's rate
+    comes back after the update. A gradient that explodes by a few heavy answers meets the smallest step, and weights
+    that overflow do: the released code's full step there, min(1, NaN) = 1, is not reproduced.
+
+    Parameters
+    ----------
+    base : float
+        The ESS, as a share of the minibatch, from which on the step is full; 1 in the paper. More than 0.
+    scale : {"sqrt", "linear"}
+        With or without the root; "sqrt" in the paper.
+
+    Attributes
+    ----------
+    coefficient : float
+        The factor of the last update: the metric ``lr_scale``.
+
+    Examples
+    --------
+    >>> control = ESSLearningRate()
+    >>> control.update([0.0, 0.0, 0.0, 0.0])
+    1.0
+    >>> control.update([0.0, 0.0, 0.0, 800.0])
+    0.5
+    """
+
+    def __init__(self, base: float = 1.0, scale: str = "sqrt") -> None:
+        self.base, self.scale = base, scale
+        check_number(self, "base", more_than=0)
+        check_choice(self, "scale", ("sqrt", "linear"))
+        self.coefficient = 1.0
+
+    def update(self, log_weights: Any) -> float:
+        """Takes Σ_t log π / π_rollout of each answer of the minibatch, of all ranks; the factor of this update.
+
+        Parameters
+        ----------
+        log_weights : (B,) float
+            As `loss.from_logits` returns them: `out.log_weights`.
+        """
+        share = min(1.0, effective_sample_size(log_weights) / self.base)
+        self.coefficient = math.sqrt(share) if self.scale == "sqrt" else share
+        return self.coefficient

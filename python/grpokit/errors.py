@@ -117,6 +117,11 @@ KINDS: dict[str, Kind] = {
         "recipe {recipe!r} has no {what} whose coefficient could be steered. Choose one that has it, or add it: "
         "recipe.replace(extra=({example},)).",
     ),
+    "bad_score_norm": Kind(
+        InputError,
+        "score_norm is {given} in {count} of the rows that count; expected the squared norm of each answer's gradient, "
+        "0 or more and finite.",
+    ),
     "lists_differ": Kind(
         InputError,
         "row {row} has {n} values in {first!r} and {m} in {second!r}; expected one a token in both. Check how they "

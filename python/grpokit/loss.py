@@ -44,10 +44,14 @@ class LossOutput:
         To call `backward` on.
     metrics : dict of 0-d tensors
         Detached, on the device; see `grpokit.metrics.measure`.
+    log_weights : (S',) tensor or None
+        log w = Σ_t log π / π_rollout of each sequence that has live tokens, detached: what `effective_sample_size` and
+        `ESSLearningRate` read. None where the batch has no `rollout_logps`.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    log_weights: Tensor | None
 
 
 def from_logps(logps: Tensor, batch: TokenBatch, recipe: Recipe, **columns: Tensor) -> LossOutput:
@@ -260,8 +264,16 @@ def _run(door: _FromColumns, *inputs: Tensor) -> LossOutput:
         current = door.read(inputs)
         result = _resolve(door.batch, door.recipe, current)
         metrics = measure(door.batch, door.recipe, current, result)
+        log_weights = _log_weights(door.batch, current["logps"])
     loss: Tensor = _Loss.apply(door, result.loss, result.gradients, *inputs)
-    return LossOutput(loss, metrics)
+    return LossOutput(loss, metrics, log_weights)
+
+
+def _log_weights(batch: TokenBatch, logps: Tensor) -> Tensor | None:
+    if "rollout_logps" not in batch.columns:
+        return None
+    lengths = batch.live.lengths
+    return sum_segments(logps.double() - batch.columns["rollout_logps"], lengths)[lengths > 0]
 
 
 def _resolve(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:

@@ -13,6 +13,8 @@ from ._recipe import Recipe, Term
 from .advantage import GroupNorm, MeanBaseline
 from .aggregate import SequenceMean, TokenMean
 from .drift import DPPOMask, M2POMask
+from .errors import error
+from .minimum_variance import MinimumVarianceBaseline
 from .mismatch import TIS, IcePop
 from .objective import KL, Clip, ClippedWeight, Reinforce
 from .recipes import BATCH, NORM
@@ -348,22 +350,30 @@ def high_entropy(
 
 
 @register("recipe")
-def vcpo(*, cap: float = 8.0) -> Recipe:
+def vcpo(*, cap: float = 8.0, baseline: Literal["mean", "minimum_variance"] = "mean") -> Recipe:
     """VCPO (Stable Asynchrony), arXiv:2602.17616.
 
     REINFORCE with the truncated weight of whole answers for asynchronous data. The learning rate follows the effective
-    sample size (`gk.ESSLearningRate`; `--set lr_control.base=1` in the trainer), the baseline can be the one of least
-    variance (`gk.MinimumVarianceBaseline`, where gradient norms are known).
+    sample size (`gk.ESSLearningRate`; `--set lr_control.base=1` in the trainer); the paper's baseline of least variance
+    wants every answer's gradient norm, and is `baseline="minimum_variance"`.
     """
+    if baseline not in ("mean", "minimum_variance"):
+        expected = "'mean' or 'minimum_variance'"
+        raise error("bad_parameter", owner="recipe('vcpo')", name="baseline", given=baseline, expected=expected)
+    mean = baseline == "mean"
     return Recipe(
         name="vcpo",
         papers=("Stable Asynchrony: Variance-Controlled Off-Policy RL for LLMs, arXiv:2602.17616",),
-        advantage=GroupNorm(ddof=0),
+        advantage=GroupNorm(ddof=0) if mean else MinimumVarianceBaseline(),
         correct=(TIS(cap, level="sequence", policy="current"),),
         objective=Reinforce(),
         aggregate=SequenceMean(over="rows"),
         sources=(
-            ("advantage.ddof", "the authors' code: the group's standard deviation, ddof 0, `norm_by_std` on"),
+            *(
+                (("advantage.ddof", "the authors' code: the group's standard deviation, ddof 0, `norm_by_std` on"),)
+                if mean
+                else ()
+            ),
             ("advantage.eps", "TRL 1.16; the authors' was not read"),
             ("correct.cap", "the authors' scripts: 8"),
             ("correct.low", "none"),
@@ -371,7 +381,8 @@ def vcpo(*, cap: float = 8.0) -> Recipe:
             ("correct.policy", "the weight of the paper is π / π_rollout of the whole answer"),
             ("aggregate.over", "the authors' scripts: seq-mean-token-mean"),
         ),
-        leaves_out="the learning rate and the baseline, which are the trainer's and the estimator's.",
+        leaves_out="the scaling of the learning rate, which is the trainer's"
+        + ("; the baseline of least variance (baseline='minimum_variance')." if mean else "."),
         parent="rloo",
         elsewhere=(
             ("the authors' code", "its baseline weighs by w⁴ ‖s‖² below the cap, where the paper has w² ‖s‖²"),

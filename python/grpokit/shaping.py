@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from . import arithmetic
-from .columns import Ragged
+from .columns import Ragged, check_pairs
 from .errors import error
 from .parameters import check_choice, check_count, check_number
 from .stages import Shape, as_result, register
@@ -125,10 +125,7 @@ def estimates(kind: str, old: Ragged, ref: Ragged) -> NDArray[np.float64]:
     """
     import numpy as np
 
-    sizes, others = np.diff(old.offsets), np.diff(ref.offsets)
-    if (sizes != others).any():
-        row = int((sizes != others).argmax())
-        raise error("lists_differ", first="logp_old", second="logp_ref", row=row, n=int(sizes[row]), m=int(others[row]))
+    check_pairs("logp_old", old, "logp_ref", ref)
     x: NDArray[np.float64] = old.values - ref.values
     if kind == "k1":
         return x

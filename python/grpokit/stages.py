@@ -242,6 +242,7 @@ _HOME = (
     "advantage",
     "passk",
     "gdpo",
+    "minimum_variance",
     "mismatch",
     "rejection",
     "drift",

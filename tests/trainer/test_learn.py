@@ -244,3 +244,71 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(task, con
     with pytest.raises(gk.InputError, match="the gradient's norm is NaN or infinite: training has diverged"):
         learner.learn(sampled)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+
+
+def ranked(prompts, completions, **columns):
+    return [float(row % 3) for row in range(len(prompts))]
+
+
+def test_the_learning_rate_follows_the_effective_sample_size(task, config):
+    """VCPO: the first update of a batch is on-policy and full, the second is scaled, and an SGD step would be by it."""
+    config = dataclasses.replace(config, recipe="vcpo", updates_per_step=2, learning_rate=0.3)
+    controlled = config.with_settings(["lr_control.base=1"])
+    steps = {}
+    for name, c in (("free", config), ("scaled", controlled)):
+        policy = Policy.tiny(c.tiny, seed=2)
+        learner = Learner(policy, c.make_recipe(), c)
+        learner.optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.3)
+        seen, weights = [], [[w.clone() for w in policy.model.parameters()]]
+        update = learner._update
+
+        def watched(*rows, update=update, seen=seen, weights=weights, policy=policy):
+            seen.append(update(*rows))
+            weights.append([w.clone() for w in policy.model.parameters()])
+            return seen[-1]
+
+        learner._update = watched
+        found = learner.learn(collected(policy, task, c, reward=ranked))
+        steps[name] = seen, weights, found
+    free, scaled = steps["free"], steps["scaled"]
+    assert "lr_scale" not in free[2]
+    first, second = (each["lr_scale"] for each in scaled[0])
+    assert first == pytest.approx(1, abs=1e-6)
+    assert second == pytest.approx(np.sqrt(scaled[0][1]["mismatch/ess_current"]))
+    assert second < 0.99
+    assert scaled[2]["lr_scale"] == pytest.approx((first + second) / 2)
+    for before, after, free_before, free_after in zip(*scaled[1][1:], *free[1][1:], strict=True):
+        torch.testing.assert_close(after - before, second * (free_after - free_before), rtol=1e-3, atol=1e-6)
+
+
+def test_score_norms_are_those_of_each_answer(task, config):
+    """Against gradients per sample of the whole padded batch."""
+    from grpokit.trainer.score_norms import score_norms
+
+    policy = Policy.tiny(config.tiny, seed=2)
+    sampled = collected(policy, task, config)
+    completions = sampled.completions[:3]
+    found = score_norms(policy, completions, 0.8)
+    batch = policy.pad(completions)
+    for i, norm in enumerate(found):
+        logps = (policy.logits(batch.inputs, batch.targets.shape[1]) / 0.8).log_softmax(-1)
+        score = logps.gather(-1, batch.targets[..., None]).squeeze(-1)[i][batch.mask[i]].sum()
+        gradients = torch.autograd.grad(score, list(policy.model.parameters()))
+        assert norm == pytest.approx(sum(float((g**2).sum()) for g in gradients), rel=1e-4)
+    assert all(w.grad is None for w in policy.model.parameters())
+
+
+def test_the_baseline_of_least_variance_in_the_trainer(task, config):
+    config = dataclasses.replace(config, recipe="vcpo", recipe_parameters={"baseline": "minimum_variance"})
+    sampled, learner, measured = learned(task, config, reward=ranked)
+    assert measured["updates"] == learner.updates > 0
+    from grpokit.trainer.score_norms import score_norms
+
+    norms = np.array(score_norms(Policy.tiny(config.tiny, seed=2), sampled.completions, config.temperature))
+    rewards, size = np.array(sampled.rewards), config.num_generations
+    for group in range(config.prompts_per_step):
+        at = slice(group * size, (group + 1) * size)
+        W, R = norms[at] / norms[at].sum(), rewards[at]
+        # Sampler and trainer are one here: w is 1 to rounding.
+        expected = (R - W @ R) / (R.std() + 1e-4)
+        np.testing.assert_allclose(sampled.processed.advantages[at], expected, rtol=1e-4, atol=1e-5)

@@ -72,6 +72,17 @@ def length_baseline(R: Sequence[float], L: Sequence[float]) -> list[float]:
     return [r - b for r in R]
 
 
+def minimum_variance_baseline(
+    R: Sequence[float], norms: Sequence[float], log_w: Sequence[float], eps: float | None
+) -> list[float]:
+    """R_i − Σ W R / Σ W, W_j = w_j² ‖s_j‖², over σ + eps where there is an eps (2602.17616, eqs. 7, 13); ddof 0."""
+    most = max(log_w)
+    W = [math.exp(2 * (x - most)) * n for x, n in zip(log_w, norms, strict=True)]
+    b = math.fsum(w * r for w, r in zip(W, R, strict=True)) / math.fsum(W) if any(W) else mean(R)
+    sigma = 1.0 if eps is None else std(R, 0) + eps
+    return [0.0 if max(R) == min(R) or sigma == 0 else (r - b) / sigma for r in R]
+
+
 def soft_value(R: Sequence[float], beta: float) -> list[float]:
     """A_i = R_i − V, V = β log mean_j exp(R_j / β) (OAPL, arXiv:2602.19362, eq. 2)."""
     top = max(R)

@@ -15,6 +15,7 @@ import grpokit as gk
 
 from . import rewards
 from .rollout import generate
+from .score_norms import score_norms
 from .tasks import Item, Task, draw
 from .warmstart import demonstrations
 
@@ -149,6 +150,10 @@ def collect(
         for name, who in (("logp_old", policy), ("logp_ref", reference)):
             if recipe.rows_read(name):
                 more.setdefault(name, []).extend(_logps(who or policy, answered, config))
+        if recipe.rows_read("logp_rollout"):
+            more.setdefault("logp_rollout", []).extend(c.logps for c in answered)
+        if recipe.rows_read("score_norm"):
+            more.setdefault("score_norm", []).extend(score_norms(policy, answered, config.temperature))
         items, completions, values = items + asked, completions + answered, values + scores
         group_id = np.arange(len(items)) // size
         columns = {

@@ -20,6 +20,7 @@ from typing import Any
 import grpokit as gk
 from grpokit.controllers import AdaptiveKL
 from grpokit.errors import error, nearest
+from grpokit.parameters import check_choice
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
@@ -149,6 +150,26 @@ class EntropyControl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LRControl:
+    """Scales the learning rate of each update by its effective sample size; see `grpokit.ESSLearningRate`.
+
+    Parameters
+    ----------
+    base : float
+        The share of the minibatch from which on the step is full, 1 in the paper; 0 scales nothing.
+    scale : str
+        "sqrt" or "linear".
+    """
+
+    base: float = _at_least(0, 0.0)
+    scale: str = "sqrt"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        check_choice(self, "scale", ("sqrt", "linear"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """All that decides a run's numbers.
 
@@ -190,6 +211,8 @@ class TrainConfig:
         Steers the KL penalty's coefficient.
     entropy_control : EntropyControl
         Adds an entropy bonus and steers it.
+    lr_control : LRControl
+        Scales each update's learning rate: VCPO's.
     tiny : TinyModel
         The model.
     warm_start : WarmStart
@@ -225,6 +248,7 @@ class TrainConfig:
     threads: int = _at_least(1, 1)
     kl_control: KLControl = field(default_factory=KLControl)
     entropy_control: EntropyControl = field(default_factory=EntropyControl)
+    lr_control: LRControl = field(default_factory=LRControl)
     tiny: TinyModel = field(default_factory=TinyModel)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import grpokit as gk
-from grpokit.controllers import AdaptiveEntropy, AdaptiveKL, kl_coefficient
+from grpokit.controllers import AdaptiveEntropy, AdaptiveKL, ESSLearningRate, effective_sample_size, kl_coefficient
 from grpokit.errors import error
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Learner:
         self.policy, self.recipe, self.config, self.updates = policy, recipe, config, 0
         self.reference = policy.frozen() if recipe.reads("ref_logps") or recipe.rows_read("logp_ref") else None
         self.controllers = controllers_of(recipe, config)
+        lr = config.lr_control
+        self.lr_control = ESSLearningRate(lr.base, lr.scale) if lr.base else None
         # foreach: one call changes all weights, so that an interrupt finds them as they were before it or after it.
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
@@ -96,7 +98,8 @@ class Learner:
 
     def state(self) -> dict[str, dict[str, float]]:
         """What a checkpoint needs beside the weights: the controllers' states by the name of their metric."""
-        return {name: controller.state_dict() for name, controller in self.controllers.items()}
+        states = {name: controller.state_dict() for name, controller in self.controllers.items()}
+        return states | ({"lr_scale": self.lr_control.state_dict()} if self.lr_control else {})
 
     def _deal(self, group_id: NDArray[np.int64]) -> list[Tensor]:
         """The rows of each update: whole groups, dealt evenly."""
@@ -118,6 +121,7 @@ class Learner:
             off_policy=off_policy,
             inputs=rows.inputs,
             temperature=config.temperature,
+            step=self.updates,
         )
         parts = batch.split(max_tokens=config.microbatch_tokens)
         if batch.needs_whole(self.recipe):
@@ -126,17 +130,27 @@ class Learner:
                     gk.loss.observe(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
         self.optimizer.zero_grad()
         metrics: dict[str, float] = {}
+        log_weights = []
         for part in parts:
             out = gk.loss.from_logits(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
             out.loss.backward()  # type: ignore[no-untyped-call]
+            log_weights += [] if out.log_weights is None else [out.log_weights]
             for name, value in ({"loss": out.loss} | out.metrics).items():
                 metrics[name] = metrics.get(name, 0.0) + value.item()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), config.max_grad_norm)
         if not norm.isfinite():
             raise error("diverged", what="the gradient's norm")
+        weights = torch.cat(log_weights)
+        scale = self.lr_control.update(weights) if self.lr_control else 1.0
+        self._step(config.learning_rate * scale)
+        metrics |= {"grad_norm": norm.item(), "mismatch/ess_current": effective_sample_size(weights)}
+        return metrics | ({"lr_scale": scale} if self.lr_control else {})
+
+    def _step(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
         self.updates += 1
-        return metrics | {"grad_norm": norm.item()}
 
 
 def controllers_of(recipe: gk.Recipe, config: TrainConfig) -> dict[str, AdaptiveKL | AdaptiveEntropy]:
