@@ -55,6 +55,8 @@ _HOME = {
     "ranking": ("Learnability", "MaxVariance", "SourceLimit", "VarianceQuantile"),
     "rejection": ("WTRS", "GeometricMask", "SequenceMask", "TrustRegionMask", "Veto"),
     "rollouts": ("advantages", "group", "group_stats", "process"),
+    "routing": ("Agreement", "RoutingRecord"),
+    "routing_replay": ("record_routing", "replay_routing"),
     "selection": (
         "Distinct",
         "DuplicateWeight",

@@ -90,6 +90,10 @@ from .rollouts import advantages as advantages
 from .rollouts import group as group
 from .rollouts import group_stats as group_stats
 from .rollouts import process as process
+from .routing import Agreement as Agreement
+from .routing import RoutingRecord as RoutingRecord
+from .routing_replay import record_routing as record_routing
+from .routing_replay import replay_routing as replay_routing
 from .selection import Distinct as Distinct
 from .selection import DuplicateWeight as DuplicateWeight
 from .selection import HasSignal as HasSignal
@@ -132,6 +136,7 @@ __all__ = [
     "AdaptiveKL",
     "Advantage",
     "Aggregate",
+    "Agreement",
     "AtK",
     "Clip",
     "ClipCov",
@@ -195,6 +200,7 @@ __all__ = [
     "Regression",
     "Reinforce",
     "RescaledMean",
+    "RoutingRecord",
     "S2TMask",
     "Select",
     "SequenceClip",
@@ -236,8 +242,10 @@ __all__ = [
     "process",
     "recipe",
     "recipe_names",
+    "record_routing",
     "reference",
     "register",
+    "replay_routing",
     "testing",
     "trainer",
     "worst_at_k",

@@ -295,6 +295,20 @@ KINDS: dict[str, Kind] = {
         "the batch's denominators are those of all ranks, but not the one of the {objective} term, {aggregate}. Call "
         "batch.synchronize with the recipe that the loss is given, on every rank.",
     ),
+    # routing
+    "bad_experts": Kind(
+        InputError,
+        "the experts at {place} are {given}; expected different ones from 0 to {last}, or -1 in all places for a token "
+        "that is not recorded. A layer of zeros may be one without experts: leave it out.",
+    ),
+    "no_router": Kind(
+        InputError,
+        "{model} {problem}. Routing is recorded and replayed where it is exact, in routers of transformers: {known}.",
+    ),
+    "routing_pass": Kind(
+        StateError,
+        "{what}: {problem}. {remedy}",
+    ),
     # the host
     "bad_threads": Kind(
         InputError,

@@ -2,8 +2,8 @@
 
 Nothing here is fast, and nothing here imports the rest of grpokit: the native core, the torch objectives and anyone
 else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `ranking`, `advantage` on rows,
-`mismatch`, `objective`, `sequence_objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts` and
-the ledger, `staleness`.
+`mismatch`, `objective`, `sequence_objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts`, the
+ledger, `staleness`, and a mixture of experts' gate, `routing`.
 """
 
 from . import (
@@ -15,6 +15,7 @@ from . import (
     objective,
     packing,
     ranking,
+    routing,
     selection,
     sequence_objective,
     shaping,
@@ -30,6 +31,7 @@ __all__ = [
     "objective",
     "packing",
     "ranking",
+    "routing",
     "selection",
     "sequence_objective",
     "shaping",
