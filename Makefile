@@ -55,7 +55,7 @@ test-slow: setup
 bench: setup
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .bench --no-deps -r benches/requirements.txt
 	cargo build --quiet --release --package grpokit-core --example group_path
-	for name in group_path rows packing attempts ledger files ray_filter; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
+	for name in group_path rows packing attempts ledger files ray_filter routing_replay; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
 
 bench-recipes: setup
 	$(BIN)/python benches/python/recipes.py $(ARGS)
