@@ -55,7 +55,7 @@ class RoutingRecorder:
     def __init__(self, model: _Mixture, *, weights: bool) -> None:
         self._model, self._weights = model, weights
         self._passes: list[list[tuple[Tensor, Tensor | None]]] = []
-        self._seen: dict[str, tuple[Tensor, Tensor]] | None = None  # None outside of a forward pass
+        self._seen: dict[str, tuple[Tensor, Tensor | None]] | None = None  # None outside of a forward pass
         self._live: Tensor | None = None
 
     @property
@@ -105,20 +105,25 @@ class RoutingRecorder:
 
     def _see(self, name: str, output: tuple[Tensor, Tensor, Tensor]) -> None:
         if self._seen is not None:  # else activations are recomputed in a backward pass: seen before
-            self._seen[name] = output[2].detach(), output[1].detach()
+            small = torch.int8 if self._model.num_experts <= 2**7 else torch.int16
+            _, weights, experts = output
+            self._seen[name] = experts.detach().to(small), weights.detach().float() if self._weights else None
 
     def _end(self) -> None:
         seen, self._seen = self._seen or {}, None
         self._model.check_called("record_routing", seen.keys())
-        dtype = torch.int8 if self._model.num_experts <= 2**7 else torch.int16
         found = [seen[name] for name in self._model.layers]
-        experts = torch.stack([e.view(*self._shape, -1) for e, _ in found], 2).to(dtype)
+        experts = self._stack([experts for experts, _ in found])
         if self._live is not None:
-            experts = experts.masked_fill(~self._live[:, :, None, None], NOT_RECORDED)
-        weights = torch.stack([w.view(*self._shape, -1) for _, w in found], 2).float() if self._weights else None
+            experts = experts.masked_fill(~self._live.to(experts.device)[:, :, None, None], NOT_RECORDED)
+        weights = [weights for _, weights in found if weights is not None]
         if not self._past:
             self._passes.append([])
-        self._passes[-1].append((experts, weights))
+        self._passes[-1].append((experts, self._stack(weights) if weights else None))
+
+    def _stack(self, of_layers: list[Tensor]) -> Tensor:
+        """(B, P, L, k), where the first layer is."""
+        return torch.stack([x.view(*self._shape, -1).to(of_layers[0].device) for x in of_layers], 2)
 
 
 @contextmanager
@@ -219,6 +224,9 @@ def replay_routing(model: Any, record: RoutingRecord, *, weights: bool = False) 
 
     A router that does not renormalise its top k has g_i = I_i e^{s_i} / Σ_j e^{s_j}, one of sigmoids those of I; the
     gradient goes to s through g. Run the backward pass inside the `with`: gradient checkpointing routes again in it.
+
+    A load balancing loss that transformers makes of ``router_logits`` counts the routers' own choice, not the record's.
+    Models that torch.compile has seen, expert and tensor parallelism, and routers of other kinds are not supported.
 
     Examples
     --------
