@@ -1,5 +1,8 @@
 """Records of routing: what they take and refuse, how they are cut and laid out, how far two agree."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -175,6 +178,11 @@ def test_what_cannot_be_meant_is_refused(kind):
         assert caught.value.kind == kind, caught.value
         for word in words:
             assert word in str(caught.value), (word, str(caught.value))
+
+
+def test_needs_no_torch():
+    code = "import sys, grpokit as gk; gk.RoutingRecord([[[0, 1]]], 4)[:1]; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_weights_behind_the_unrecorded_do_not_matter():
