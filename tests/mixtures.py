@@ -8,7 +8,7 @@ import transformers as tr
 from torch import nn
 
 import grpokit as gk
-from grpokit.routing_replay import ROUTERS, _Mixture
+from grpokit.routers import ROUTERS, Mixture
 from grpokit.trainer.policy import Policy, character_tokenizer
 from grpokit.trainer.rollout import generate
 
@@ -92,7 +92,7 @@ def same_bits(a, b):
 
 
 def routers(model):
-    return _Mixture(model).routers
+    return Mixture(model).routers
 
 
 def cut(record, width):

@@ -11,7 +11,7 @@ from torch import nn
 
 import grpokit as gk
 from grpokit.reference import routing as reference
-from grpokit.routing_replay import ROUTERS, _Mixture
+from grpokit.routers import ROUTERS, Mixture
 
 from .mixtures import Alone, build, gradients, inputs, record_of, routers, shuffled
 
@@ -23,7 +23,7 @@ def test_router_gradient_is_that_of_the_masked_softmax(name):
     record, _ = record_of(model, batch)
     record, blocks, seen = shuffled(record), {}, []
     for path, router in routers(model).items():
-        parent = _Mixture(model).decoder.get_submodule(path.rpartition(".")[0])
+        parent = Mixture(model).decoder.get_submodule(path.rpartition(".")[0])
         blocks[path] = router, parent
 
         def keep(module, args, output, path=path):

@@ -108,6 +108,12 @@ def two_topk(model, batch):
         alone(torch.zeros(1, 5))
 
 
+def uneven_layers(model, batch):
+    model = copy.deepcopy(model)
+    model.model.layers[1].mlp.gate.top_k = 3
+    gk.record_routing(model).__enter__()
+
+
 def compiled_part(model, batch):
     model = copy.deepcopy(model)
     model.model.layers[0].compile()
@@ -120,6 +126,7 @@ BAD = {
          ["Qwen3ForCausalLM has no router", "MixtralTopKRouter"]),
         (lambda m, b: gk.record_routing("model").__enter__(), ["str is no torch.nn.Module"]),
         (lambda m, b: gk.record_routing(torch.compile(m)).__enter__(), ["compiled", "torch.compile"]),
+        (uneven_layers, ["different (k, experts)", "(2, 8), (3, 8)"]),
         (compiled_part, ["compiled", "before torch.compile"]),
         (lambda m, b: gk.record_routing(nn.ModuleList([m, type("LateRouter", (nn.Linear,), {})(1, 1)])).__enter__(),
          ["1 (LateRouter)", "cannot be replayed"]),

@@ -21,30 +21,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import error
+from .routers import Mixture, no_router
 from .routing import NOT_RECORDED, RoutingRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Routers that return (logits, weights, experts) and choose by one topk over all experts, after which the weights
-# depend on the choice alone. A test holds each against its formula.
-ROUTERS = (
-    "DeepseekV3TopkRouter",
-    "DeepseekV32TopkRouter",
-    "Dots1TopkRouter",
-    "FlexOlmoTopKRouter",
-    "Glm4MoeTopkRouter",
-    "GptOssTopKRouter",
-    "GraniteMoeTopKRouter",
-    "MiniMaxTopKRouter",
-    "MixtralTopKRouter",
-    "OlmoeTopKRouter",
-    "Qwen2MoeTopKRouter",
-    "Qwen3MoeTopKRouter",
-    "Qwen3NextTopKRouter",
-    "Qwen3VLMoeTextTopKRouter",
-    "Qwen3_5MoeTopKRouter",
-)
 _recording: WeakSet[nn.Module] = WeakSet()
 _replaying: WeakSet[nn.Module] = WeakSet()
 
@@ -52,7 +34,7 @@ _replaying: WeakSet[nn.Module] = WeakSet()
 class RoutingRecorder:
     """What `record_routing` has seen."""
 
-    def __init__(self, model: _Mixture, *, weights: bool) -> None:
+    def __init__(self, model: Mixture, *, weights: bool) -> None:
         self._model, self._weights = model, weights
         self._passes: list[list[tuple[Tensor, Tensor | None]]] = []
         self._seen: dict[str, tuple[Tensor, Tensor | None]] | None = None  # None outside of a forward pass
@@ -133,7 +115,7 @@ def record_routing(model: Any, *, weights: bool = False) -> Iterator[RoutingReco
     Parameters
     ----------
     model : torch.nn.Module
-        A mixture of experts of `transformers` with routers among `ROUTERS`, or what wraps one.
+        A mixture of experts of `transformers` with routers among `grpokit.routers.ROUTERS`, or what wraps one.
     weights : bool
         Records what the experts' outputs are multiplied by as well.
 
@@ -172,7 +154,7 @@ def record_routing(model: Any, *, weights: bool = False) -> Iterator[RoutingReco
     ...     bool((model(ids).logits == logits).all())
     True
     """
-    mixture = _Mixture(model)
+    mixture = Mixture(model)
     recorder = RoutingRecorder(mixture, weights=weights)
 
     def before(decoder: nn.Module, args: Any, kwargs: Any) -> None:
@@ -236,7 +218,7 @@ def replay_routing(model: Any, record: RoutingRecord, *, weights: bool = False) 
             with gk.replay_routing(model, record[part.span]):
                 gk.loss.from_logits(logits_of(part), part, recipe=recipe).loss.backward()
     """
-    mixture = _Mixture(model)
+    mixture = Mixture(model)
     mixture.check_record(record, weights=weights)
     shape = record.layout if len(record.layout) == 2 else (1, *record.layout)
     experts = torch.tensor(record.experts).flatten(0, -3)
@@ -268,7 +250,7 @@ def replay_routing(model: Any, record: RoutingRecord, *, weights: bool = False) 
         with _Choice(chosen_Tk, mixture.num_experts) as choice:
             logits, scores, routed = router.forward(*args, **kwargs)
         if routed is not choice.chosen_Tk or choice.times != 1:
-            raise error("no_router", model=type(router).__name__, problem="does not choose by one topk", known=_known())
+            raise no_router(router, "does not choose by one topk")
         if combine is not None:
             combine = combine.to(scores.device)
             scores = torch.where(there_T1, combine[:, layer].to(scores.dtype), scores)
@@ -306,78 +288,10 @@ class _Choice(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Mixture:
-    """A model's routers, in the order of its layers, and the module whose forward pass they are in.
-
-    Raises
-    ------
-    InputError
-        `no_router`.
-    """
-
-    def __init__(self, model: Any) -> None:
-        if not isinstance(model, nn.Module):
-            raise error("no_router", model=type(model).__name__, problem="is no torch.nn.Module", known=_known())
-        compiled = [m for m in model.modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
-        if compiled:
-            problem = (
-                f"has a compiled {type(compiled[0]).__name__}, which passes hooks by; give it before torch.compile"
-            )
-            raise error("no_router", model=type(model).__name__, problem=problem, known=_known())
-        paths = {name: m for name, m in model.named_modules() if type(m).__name__ in ROUTERS}
-        others = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if _routes(m)]
-        if others or not paths:
-            problem = f"routes in {others[0]}, which cannot be replayed" if others else "has no router that is known"
-            raise error("no_router", model=type(model).__name__, problem=problem, known=_known())
-        self.decoder, prefix = _decoder(model, next(iter(paths)))
-        if not all(name.startswith(prefix) for name in paths):
-            problem = "has routers in several decoders; give one of them"
-            raise error("no_router", model=type(model).__name__, problem=problem, known=_known())
-        self.routers = {name.removeprefix(prefix): m for name, m in paths.items()}
-        self.layers = tuple(self.routers)
-        kinds = {(m.top_k, m.num_experts) for m in paths.values()}
-        if len(kinds) > 1:
-            problem = f"has layers of different (k, experts), {sorted(kinds)}"
-            raise error("no_router", model=type(model).__name__, problem=problem, known=_known())
-        ((self.k, self.num_experts),) = kinds
-
-    def claim(self, stack: ExitStack, active: WeakSet[nn.Module], what: str) -> None:
-        """Marks the model until the stack ends."""
-        if self.decoder in active:
-            problem, remedy = "this model is in a `with` of the same kind already", "Leave the outer one first."
-            raise error("routing_pass", what=what, problem=problem, remedy=remedy)
-        active.add(self.decoder)
-        stack.callback(active.discard, self.decoder)
-
-    def check_called(self, what: str, called: Any) -> None:
-        """Refuses a forward pass that went round a router."""
-        missing = [name for name in self.layers if name not in called]
-        if missing:
-            problem = f"the forward pass did not call {missing[0]} (nor {len(missing) - 1} others)"
-            remedy = "Use the model's own layers: kernels that replace them and compiled code pass the routers by."
-            raise error("routing_pass", what=what, problem=problem, remedy=remedy)
-
-    def check_record(self, record: Any, *, weights: bool) -> None:
-        """Refuses a record that cannot be of this model."""
-
-        def refuse(given: Any, expected: str) -> None:
-            raise error("bad_parameter", owner="replay_routing", name="record", given=given, expected=expected)
-
-        if not isinstance(record, RoutingRecord):
-            refuse(record, "a RoutingRecord")
-        given = (*record.experts.shape[-2:], record.num_experts)
-        if given != (len(self.layers), self.k, self.num_experts):
-            refuse(record, f"{len(self.layers)} layers, {self.k} of {self.num_experts} experts, as the model has")
-        if record.layers and record.layers != self.layers:
-            refuse(record.layers, f"the model's routers, {self.layers}")
-        if weights and record.weights is None:
-            refuse(record, "one with weights: record_routing(model, weights=True), or weights=False here")
-
-
 class _Passes:
     """The forward passes of a `with`: whether each went through the routers, and whether its gradient was taken."""
 
-    def __init__(self, mixture: _Mixture) -> None:
+    def __init__(self, mixture: Mixture) -> None:
         self.mixture, self.called, self.ended, self.waiting = mixture, set[str](), 0, set[int]()
 
     def end(self, decoder: nn.Module, args: Any, output: Any) -> None:
@@ -402,24 +316,6 @@ class _Passes:
         raise error("routing_pass", what="replay_routing", problem=problem, remedy=remedy)
 
 
-def _routes(module: nn.Module) -> bool:
-    """Whether a module looks as if it chose experts, and is not one of `ROUTERS`."""
-    name = type(module).__name__
-    likely = name.endswith("Router") or (name.endswith("Gate") and hasattr(module, "top_k"))
-    return likely and name not in ROUTERS
-
-
-def _decoder(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The innermost module around a router that takes ``input_ids``, and what its name adds to those of its parts."""
-    while path:
-        path = path.rpartition(".")[0]
-        module = model.get_submodule(path)
-        if not isinstance(module, nn.ModuleList) and "input_ids" in inspect.signature(module.forward).parameters:
-            return module, f"{path}." if path else ""
-    problem = "has no part around the routers that takes input_ids"
-    raise error("no_router", model=type(model).__name__, problem=problem, known=_known())
-
-
 def _arguments(decoder: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     return dict(inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments)
 
@@ -433,7 +329,3 @@ def _shape(given: dict[str, Any]) -> tuple[int, int]:
 def _past(given: dict[str, Any]) -> int:
     cache = given.get("past_key_values")
     return 0 if cache is None else int(cache.get_seq_length())
-
-
-def _known() -> str:
-    return ", ".join(ROUTERS)
