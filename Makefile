@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow bench bench-recipes docs fuzz format clean
+.PHONY: help setup train test test-rust test-python test-slow bench bench-recipes bench-staleness docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  the slow and heavy checks (at most 45 minutes)"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
+	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
 	@echo "make docs       writes docs/algorithms.md and its plots from the register of recipes"
 	@echo "make fuzz       looks for inputs that break the readers of ids, records, snapshots and JSON lines (SECONDS=600 each)"
 	@echo "make format     formats Rust and Python"
@@ -59,6 +60,9 @@ bench: setup
 
 bench-recipes: setup
 	$(BIN)/python benches/python/recipes.py $(ARGS)
+
+bench-staleness: setup
+	$(BIN)/python benches/python/staleness.py $(ARGS)
 
 docs: setup
 	$(BIN)/python tools/algorithms.py

@@ -12,62 +12,22 @@ import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 
 from timing import RESULTS, machine
+from training import train, warm
 
-import grpokit as gk
 from grpokit.stages import EXAMPLES, REGISTRY, load
 
 SEEDS, RATES, STEPS = (0, 1, 2), (1e-4, 3e-4, 1e-3), 100
 LAST = 10
 
 
-def warm(seed):
-    """The weights after a seed's warm start."""
-    from grpokit.trainer import TrainConfig, Trainer
-
-    with tempfile.TemporaryDirectory() as place:
-        trainer = Trainer(TrainConfig(seed=seed, steps=0), directory=f"{place}/run", console=Silent())
-        trainer.train()
-        return {name: w.numpy() for name, w in trainer.policy.model.state_dict().items()}
-
-
-class Silent:
-    def note(self, text):
-        pass
-
-    def progress(self, phase, done, total, text):
-        pass
-
-    def close(self):
-        pass
-
-
 def run(name, rate, seed, weights):
     """One run from a warm start: what a row of the table is made of."""
-    import torch
-
-    from grpokit.trainer import TrainConfig, Trainer
-    from grpokit.trainer.learn import Learner
-
-    class FromWarm(Trainer):
-        def _warm_start(self):
-            self.policy.model.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
-            self.learner = Learner(self.policy, self.recipe, self.config)
-
     parameters = {k: v for k, v in EXAMPLES[name].items() if k != "max_len"}
-    config = TrainConfig(recipe=name, recipe_parameters=parameters, seed=seed, steps=STEPS, learning_rate=rate)
-    config = config.with_settings(["evaluation.every=0"])
-    with tempfile.TemporaryDirectory() as place:
-        path, problem = Path(place) / "run", None
-        try:
-            FromWarm(config, directory=path, console=Silent()).train()
-        except gk.GrpokitError as caught:
-            problem = str(caught)
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    settings = [f"learning_rate={rate}", f"steps={STEPS}", f"seed={seed}", "evaluation.every=0"]
+    rows, problem = train(name, parameters, settings, weights)
     steps, end = rows[1:], rows[1:][-LAST:]
 
     def mean(key):
