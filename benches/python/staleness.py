@@ -68,7 +68,8 @@ def table(runs):
     lines = [f"| arm | lr | {heads} |", "|---|---:|" + "---:|" * len(MINIBATCHES)]
     for arm in ARMS:
         for rate in RATES:
-            lines.append(f"| {arm} | {rate:g} | " + " | ".join(cell(runs, arm, n, rate) for n in MINIBATCHES) + " |")
+            cells = " | ".join(cell(runs, arm, n, rate) for n in MINIBATCHES)
+            lines += [f"| {arm} | {rate:g} | {cells} |"]
     return "\n".join(lines)
 
 
@@ -77,7 +78,8 @@ PAGE = """# Staleness on the tiny task
 {about}; `make bench-staleness`.
 
 Held-out pass@1 (256 prompts, 4 samples each) after {updates} updates of 64 answers, N of them from one rollout; mean ±
-standard deviation over {seeds} seeds, each with its own weights, warm start, prompts and held-out set; before: {before}.
+standard deviation over {seeds} seeds, each with its own weights, warm start, prompts and held-out set; before:
+{before}.
 The learning rates were fixed beforehand and are the same for all.
 
 {table}

@@ -290,3 +290,68 @@ def test_recipes_that_are_one():
     assert nord.advantage == dr.advantage
     losses = {dataclasses.astuple(gk.recipe(name))[7:11] for name in ("opo", "rloo", "remax")}
     assert len(losses) == 1
+
+
+def through(r, d):
+    """The gradient of a recipe's terms on a step."""
+    batch = padded(d)
+    return coefficients(batch, r, current(batch, d)).gradients["logps"]
+
+
+def test_decoupled_is_ppo_where_sampler_and_trainer_agree():
+    """Decoupled PPO is PPO, and IcePop GRPO without KL, where the sampler is the trainer: ρ = 1."""
+    d = data()
+    d["rollout_logps"] = d["old_logps"]
+    same(through(gk.recipe("decoupled_ppo"), d), through(gk.recipe("ppo_clip"), d), 0)
+    same(through(gk.recipe("icepop", low=0.2, high=0.2), d), through(gk.recipe("grpo", beta=0.0), d), 0)
+    same(through(gk.recipe("m2po_mask"), d), gradient(gk.Clip(0.2, 0.2), d), 0)
+
+
+def test_bypass_is_coupled_ppo():
+    """With ratio="rollout" (bypass) the loss is the coupled one: PPO with π_old := the sampler."""
+    d = data()
+    coupled = d | {"old_logps": d["rollout_logps"]}
+    same(through(gk.recipe("ppo_clip").replace(ratio="rollout"), d), through(gk.recipe("ppo_clip"), coupled), 0)
+
+
+def test_the_whole_weight_is_both_ratios():
+    """REINFORCE weighed by u = π / π_rollout is the unclipped ratio weighed by ρ = π_old / π_rollout: u = r ρ."""
+    d = data()
+    u = gradient(gk.Reinforce(), d, correct=(gk.TIS(None, policy="current"),))
+    same(u, gradient(gk.Clip(None, None), d, correct=(gk.TIS(None),)))
+
+
+def test_mis_at_token_level_is_icepop():
+    """Masked importance sampling per token is IcePop, and a mask times the plain weight is either."""
+    d = data()
+    icepop = gradient(gk.Clip(), d, correct=(gk.IcePop(0.8, 1.3),))
+    same(gradient(gk.Clip(), d, correct=(gk.MIS(1.3, 0.8, level="token"),)), icepop, 0)
+    sequence = gradient(gk.Clip(), d, correct=(gk.MIS(1.6, 0.6),))
+    same(gradient(gk.Clip(), d, correct=(gk.TIS(None, level="sequence"), gk.SequenceMask(1.6, 0.6))), sequence, 0)
+
+
+def test_dppo_on_policy():
+    """DPPO is the plain policy gradient on-policy, and without thresholds that bind CISPO with the cap 20."""
+    d = data()
+    free = through(gk.recipe("dppo", low=1.0, high=1.0), d)
+    same(free, through(gk.recipe("cispo", high=19.0).replace(ratio="rollout"), d), 0)
+    d["rollout_logps"] = d["logps"]
+    same(through(gk.recipe("dppo", low=0.2, high=0.2), d), gradient(gk.Reinforce(), d))
+
+
+def test_m2po_within_its_budget():
+    """M2PO's clip is the unclipped ratio while the second moment of what A pushes on is within τ."""
+    d = data(near=0.05)
+    unclipped = gk.recipe("ppo_clip", low=0.0, high=1e9).replace(objective=gk.Clip(None, None), ratio="rollout")
+    same(through(gk.recipe("m2po_clip"), d), through(unclipped, d), 0)
+
+
+def test_selections_that_take_everything():
+    """STAPO that silences nothing, and the high-entropy tokens with ρ = 1, are DAPO's loss; Clip-Cov without candidates
+    and KL-Cov with β = 0 are their clips."""
+    d = data()
+    dapo = through(gk.recipe("dapo", max_len=99), d)
+    same(through(gk.recipe("stapo", tau_p=1e-9), d), dapo, 0)
+    same(through(gk.recipe("high_entropy", max_len=99, rho=1.0), d), dapo, 0)
+    same(through(gk.recipe("clip_cov", cov_low=90.0, cov_high=91.0), d), gradient(gk.Clip(None, 1.0), d), 0)
+    same(through(gk.recipe("kl_cov", beta=0.0), d), gradient(gk.Clip(None, None), d), 0)

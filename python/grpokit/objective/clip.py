@@ -75,13 +75,19 @@ class Clip(Objective):
     def equation(self) -> str:  # type: ignore[override]
         """Eq. 7, with the dual clip where there is one."""
         r, dual = self.symbol, "" if self.dual is None else ", at most −dual · A where A < 0"
-        return f"−min({r} A, clip({r}, 1 − low, 1 + high) A){dual}"
+        if self.low is None and self.high is None:
+            return f"−{r} A{dual}"
+        low, high = "0" if self.low is None else "1 − low", "∞" if self.high is None else "1 + high"
+        return f"−min({r} A, clip({r}, {low}, {high}) A){dual}"
 
     @property
     def gradient(self) -> str:  # type: ignore[override]
         """The same times the gate."""
-        r, dual = self.symbol, "" if self.dual is None else f", {self.symbol} ≤ dual"
-        return f"g = −A {r} while {r} ≤ 1 + high (A > 0) or {r} ≥ 1 − low{dual} (A < 0), else 0"
+        r = self.symbol
+        above = [f"{r} ≤ 1 + high"] * (self.high is not None)
+        below = [f"{r} ≥ 1 − low"] * (self.low is not None) + [f"{r} ≤ dual"] * (self.dual is not None)
+        gates = [f"{', '.join(gate)} (A {sign} 0)" for gate, sign in ((above, ">"), (below, "<")) if gate]
+        return f"g = −A {r} while {' or '.join(gates)}, else 0" if gates else f"g = −A {r}"
 
     @property
     def breaks(self) -> Mapping[str, str]:
