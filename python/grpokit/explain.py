@@ -10,7 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ._recipe import ORDER
-from .stages import Objective
+from .stages import Correct, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,8 @@ def explain(recipe: Recipe) -> str:
         lines.append(f"  {label:<10} {type(stage).__name__:<14} {stage.equation}")
         if isinstance(stage, Objective) and stage.gradient:
             lines.append(f"  {'':<10} {'':<14} {stage.gradient}")
+        if isinstance(stage, Correct):
+            lines.append(f"  {'':<10} {'':<14} made {made(stage)}")
         lines += [f"  {'':<10}   {f'{name} = {value}':<20} {where}" for name, value, where in known]
     lines += ["", f"  {equation(recipe)}", *(f"  {line}" for line in symbols(recipe))]
     lines.append(
@@ -45,6 +47,18 @@ def _prose(head: str, sentences: list[str]) -> list[str]:
         return []
     wrap = textwrap.TextWrapper(110, initial_indent="    ", subsequent_indent="      ", break_long_words=False)
     return ["", f"  {head}:", *(line for sentence in sentences for line in wrap.wrap(sentence))]
+
+
+CONSTANTS = frozenset({"old_logps", "rollout_logps", "ref_logps", "advantages", "off_policy"})
+
+
+def made(stage: Correct) -> str:
+    """When a weight is made, which follows from what it reads and its scope."""
+    if stage.reads <= CONSTANTS:
+        return "once a step, before its first update"
+    if stage.scope == "batch":
+        return "in a first pass over the whole step (grpokit.loss.observe)"
+    return "in each forward pass"
 
 
 Numbers = list[tuple[str, str, str]]
