@@ -239,3 +239,15 @@ def test_who_reads_what_is_not_there():
         from_logps(d["logps"], padded(d, rollout_logps=None), recipe(correct=(gk.TIS(),)))
     assert caught.value.kind == "missing_token_column"
     assert "TIS reads 'rollout_logps'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ALL_WEIGHTS)
+def test_when_it_is_made_is_what_explain_says(name):
+    """It follows from what the weight reads and its scope."""
+    batch, weight = padded(table(3)), ALL_WEIGHTS[name]
+    r = recipe(gk.Reinforce(), (weight,))
+    if batch.needs_whole(r):
+        expected = "in a first pass over the whole step"
+    else:
+        expected = "in each forward pass" if batch.late(r.terms[0]) else "once a step"
+    assert f"made {expected}" in r.explain()

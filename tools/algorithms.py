@@ -37,6 +37,9 @@ DECISIONS = [
      "token; sequence-level values would average them away"),
     ("stale data, many updates a batch", "vespo or oapl", "the weight of an answer dies out smoothly with its ratio, or "
      "there is no ratio at all; the papers' ordering did not reproduce at toy scale, so measure"),
+    ("asynchronous rollouts", "decoupled_ppo or vcpo", "the weight makes up for the sampler, the clip holds the updates; or "
+     "the step shrinks with what the data is worth"),
+    ("the entropy collapses", "clip_cov or kl_cov", "a few tokens of high covariance drive it"),
     ("rare tokens must keep their gradient", "cispo", "the weight is bounded, no token is dropped; choose its bound"),
     ("clipping looks too abrupt", "sapo or spo", "a soft gate that damps, or a penalty that draws a ratio back"),
     ("a weak start: hardly any prompt is solved", "luffy", "demonstrations in the group give signal where own "
@@ -70,6 +73,8 @@ def page() -> str:
         "## The recipes",
         *(_recipe(recipe, recipes) for recipe in recipes.values()),
         _advantages(),
+        "## Corrections\n\nWeights for the difference between sampler and trainer, and for old data, compose with every "
+        "recipe: [off_policy.md](off_policy.md) has the table, and when each helps.",
         "## KL and entropy\n\n"
         + KL_TABLE
         + "\n\nEach line is proven by enumerating every sequence of a small vocabulary "
@@ -145,6 +150,7 @@ def _recipe(recipe: gk.Recipe, recipes: dict[str, gk.Recipe]) -> str:
         lines.append(f"**Experimental**: {recipe.experimental}")
     shaped = "".join(f"    R becomes {stage.equation}\n" for stage in recipe.shape)
     known = "".join(f"    {line}\n" for line in symbols(recipe))
+    known += "".join(f"    {type(w).__name__}: {w.equation}\n" for term in recipe.terms for w in term.weigh)
     further = "".join(
         f"\n    {type(t.objective).__name__}: {t.objective.gradient}, times {t.scale:g}" for t in recipe.extra
     )
@@ -154,10 +160,9 @@ def _recipe(recipe: gk.Recipe, recipes: dict[str, gk.Recipe]) -> str:
     rows = []
     for label, stage, known in labelled(recipe):
         for parameter, value, where in known or [("", "", "")]:
-            rows.append(f"| {label} | {type(stage).__name__} | {parameter} | {value} | {where} |")
-    lines.append(
-        "| stage | | number | value | from |\n|---|---|---|---|---|\n" + "\n".join(rows).replace("|o_i|", "\\|o_i\\|")
-    )
+            cells = (label, type(stage).__name__, parameter, value, where)
+            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    lines.append("| stage | | number | value | from |\n|---|---|---|---|---|\n" + "\n".join(rows))
     if facts(recipe):
         lines.append("What the numbers amount to:\n\n" + "\n".join(f"- {fact}" for fact in facts(recipe)))
     if recipe.elsewhere:

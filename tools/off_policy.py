@@ -1,0 +1,271 @@
+"""Writes docs/off_policy.md and its plot: `make docs`, or `python tools/off_policy.py DIR`.
+
+In: the corrections of the installed package, and the results of the staleness study. Out: off_policy.md and
+staleness.svg. Formulas and numbers are the registry's; when a correction helps is the judgement of this project.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from grpokit.explain import made
+from grpokit.stages import REGISTRY, load
+
+ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "benches" / "results" / "staleness.json"
+COSTS = ROOT / "benches" / "results" / "score_norms.json"
+# When it helps, and what to watch.
+HELPS = {
+    "TIS": ("sampler and trainer differ a little everywhere: another kernel, bf16 against fp32, quantised rollouts",
+            "`mismatch/weight_mean` near 1; many truncated weights say that the gap is no rounding"),
+    "IcePop": ("few tokens are far off and the rest agree: mixture-of-experts, long answers", "`mismatch/dropped/IcePop`, "
+               "steady at some thousandths"),
+    "MIS": ("whole answers are what is importance-weighted, and are short enough for their product", "ESS per sequence"),
+    "KPop": ("as IcePop, where rare tokens are dropped too often and sure ones too seldom", "`mismatch/dropped/KPop`"),
+    "SequenceMask": ("answers whose product of ratios has left the trust region must go, the others keep weight 1",
+                     "the share of sequences outside, by length: long answers go first"),
+    "GeometricMask": ("the same for answers of very different length", "the share outside; bounds this narrow need fp32 "
+                      "log-probs on both sides"),
+    "Veto": ("a sampler's bug gives single tokens a probability of nothing", "the extremes of `gk.mismatch_stats`, with "
+             "their positions"),
+    "WTRS": ("one broken token makes the whole answer suspect: agents, tools, interrupted generation", "the share of "
+             "sequences dropped"),
+    "TrustRegionMask": ("a bound per answer in nats and not in ratios", "KL k3 per sequence"),
+    "OPSM": ("stale data with wrong answers that the policy has left already", "`mismatch/dropped/OPSM`, which should grow "
+             "with the version lag only"),
+    "DPPOMask": ("clipping by ratio holds rare tokens and lets sure ones run", "`mismatch/dropped/DPPOMask`"),
+    "M2POMask": ("data that is many updates old: the batch says how much is too much", "the second moment of log ρ"),
+    "ClipCov": ("the entropy collapses", "`entropy`; the share is tiny by design"),
+    "TopCovariance": ("the entropy collapses", "`entropy`"),
+    "M2POClip": ("data that is many updates old, without a fixed clip", "`mismatch/dropped/M2POClip`"),
+    "S2TMask": ("rewarded nonsense tokens are reinforced", "`mismatch/dropped/S2TMask`, below a thousandth"),
+    "TopEntropy": ("learning at forks only", "`mismatch/dropped/TopEntropy`, 1 − ρ"),
+}  # fmt: skip
+METRICS = [
+    ("`sampling/sampling_logp_difference/mean`", "mean |log π_old − log π_rollout|", "a few thousandths in bf16",
+     "another temperature, top-p without processed log-probs, weights that were not synced"),
+    ("`mismatch/kl_k3`, `mismatch/kl_k1`", "mean(ρ − 1 − log ρ) and mean(−log ρ): both estimate KL(π_rollout ‖ π_old)",
+     "nearly equal, below 1e-3", "k3 far above k1: heavy tails, some tokens are very wrong"),
+    ("`mismatch/ess_token`, `mismatch/ess_sequence`", "(Σw)² / (n Σw²)", "tokens above 0.9; sequences fall with length",
+     "below 1/10: the gradient is a handful of answers; mask, or sync more often"),
+    ("`mismatch/ess_current`", "the same of u = π / π_rollout per answer, at each update",
+     "1 at the first update of a batch", "falls within the batch: too many updates per rollout"),
+    ("`mismatch/chi2_token`", "mean ρ² − 1, the variance of the weights", "below 1e-2", "grows before ESS shows it"),
+    ("`mismatch/dropped/NAME`", "the share of tokens that a correction drops", "steady", "grows from step to step"),
+    ("`ratio/mean`, `clip_ratio/region_mean`", "r itself, and the share that the clip holds", "1, and below 0.01",
+     "staleness inside the trainer, not mismatch"),
+]  # fmt: skip
+INTRO = """# Off-policy: mismatch and staleness
+
+<!-- Written by tools/off_policy.py (make docs); a test keeps it fresh. -->
+
+The policy that samples is never quite the policy that learns. Two things part them, and they want different answers:
+**mismatch**, the same weights in two programs (kernels, number formats, top-p, expert routing), and **staleness**, older
+weights (several updates a rollout, asynchronous rollouts). Most collapses start with one of them unseen.
+
+## Which ratio is which
+
+Three policies: π_rollout sampled (its log-probs came back with the answers), π_old is the trainer's before the first
+update on them (recomputed), π is the trainer's now.
+
+| symbol | is | grows with | who holds it |
+|---|---|---|---|
+| ρ | π_old / π_rollout | mismatch, and the age of the data when it arrives | a correction (`correct=`), a constant of the step |
+| r | π / π_old | updates since the data arrived | the objective's clip, gate or weight, with the gradient |
+| u | π / π_rollout = r ρ | both | an objective with `ratio="rollout"`, or a weight with `policy="current"` |
+
+Each ratio belongs into a term once; a recipe that would count one twice is refused (`counted_twice`).
+
+| way | LOSS_t | forward passes | as a recipe |
+|---|---|---|---|
+| coupled | r alone; ρ is taken for 1 | one for π_old | `gk.recipe("grpo")` |
+| decoupled | w(ρ) times the loss in r | one for π_old | `recipe.replace(correct=(gk.TIS(2.0),))` |
+| bypass | the loss in u, clip and all | none for π_old | `recipe.replace(ratio="rollout")` |
+| weighed | −w(u) A log π | none for π_old | `Reinforce()` with `gk.TIS(2.0, policy="current")` |
+
+Coupled is right while ρ is 1 to rounding. Decoupled keeps the trust region around the trainer's own policy and makes up
+for the sampler with a weight: the choice where the data is fresh but the programs differ. Bypass clips both at once and
+saves a pass; its trust region is around a policy that may be far away already. `old_logps=None` means on-policy: π_old is
+π, and ρ is then u.
+
+Where a weight of 0 leaves a token out, the denominator is a choice of its own: `over="live"` keeps counting it (as IcePop,
+AReaL, TRL), `over="kept"` does not (as verl's rejection), which scales the rest up. In a sequence's ratio (GSPO, GMPO,
+VESPO) a dropped token is not there, or stays as in TRL and verl with `dropped="in_ratio"`. VESPO folds the weight into its
+own W and uses it nowhere else.
+
+## What to watch
+
+`gk.mismatch_stats(old_logps, rollout_logps, mask)` makes all of it in one pass over the tokens, by source and by version
+lag; the trainer logs it every step.
+
+"""
+
+
+def page() -> str:
+    """The text of docs/off_policy.md."""
+    load()
+    parts = [INTRO.rstrip()]
+    rows = ["| metric | is | healthy | alarming |", "|---|---|---|---|"]
+    rows += [f"| {' | '.join(row)} |" for row in METRICS]
+    parts += ["\n".join(rows)]
+    parts += ["## The corrections", CORRECTIONS, _corrections()]
+    parts += [WHOLE, _study(), VCPO.format(cost=_cost()), ELSEWHERE]
+    return "\n\n".join(parts) + "\n"
+
+
+CORRECTIONS = """Stage 5; any of them goes with any recipe, and several masks together. "Made" follows from what it reads: once a step
+where all are constants, in each forward pass where the current policy is read, in a first pass where the whole batch is."""
+WHOLE = """## What sees the whole batch
+
+ClipCov, TopCovariance, M2POClip, S2TMask, TopEntropy and `M2POMask` rank or average over the optimizer step. With
+micro-batches that takes a first pass without gradient:
+
+```python
+parts = batch.split(max_tokens=8_192)
+if batch.needs_whole(recipe):
+    for part in parts:
+        gk.loss.observe(model(part.inputs).logits, part, recipe=recipe)
+for part in parts:
+    gk.loss.from_logits(model(part.inputs).logits, part, recipe=recipe).loss.backward()
+```
+
+`batch.synchronize(recipe, group)` makes the whole that of all ranks: each gathers the columns that such a weight reads.
+Random choices (ClipCov) are a hash of (seed, step, rollout id, position), ties are kept or dropped together: the gradient
+is the same for any split and any number of ranks (`tests/test_loss.py`, `tests/test_ranks.py`). What reads entropies says
+so where only log-probs are given. Without the first pass a micro-batch would have its own means and quantiles, as in the
+authors' code and verl 0.9.1."""
+VCPO = """## Steps as large as the data is worth
+
+VCPO (arXiv:2602.17616) scales an update's learning rate by √ESS of its answers, w = Π_t u_t:
+
+    log ESS = 2 LSE(log w) − LSE(2 log w) − log B,   η ← η √min(1, ESS / base)
+
+`--set recipe=vcpo --set lr_control.base=1`, or `gk.ESSLearningRate` in your own loop with `out.log_weights` of the losses;
+the factor is the metric `lr_scale`. The released code takes exponentials in fp32: weights that overflow make ESS NaN there,
+and the step its full size. Here they meet the smallest step, 1/√B.
+
+Its baseline b = Σ W R / Σ W, W = w² ‖∇ log π(o)‖², is `gk.MinimumVarianceBaseline`; the squared norms are a column
+`score_norm` of yours, or computed by the trainer (`recipe.baseline=minimum_variance`). They are a forward and a backward
+pass an answer: {cost}. Where that is too much, `gk.LengthBaseline` takes lengths for the norms."""
+ELSEWHERE = """## Mixture-of-experts
+
+Routing makes single tokens jump. [Routing replay](routing.md) (R2, R3) removes the jump instead of the token.
+
+## Traps seen in the wild
+
+- A weight of u on top of a ratio in r: slime's first version weighed by the current policy.
+- verl 0.9.1 compares −log ρ with the bounds of `token_k1`: what is kept is [1/high, 1/low].
+- Rejection before the advantages (verl): REINFORCE++ and ReMax lose the terminal reward with the last token.
+- TRL's VESPO with `token_mask`: a dropped token has ratio 1e-8 in the product, and the answer is lost.
+- AReaL maps a log-ratio that is no number to 0, ratio 1. Here a NaN of a live token is seen in the loss.
+- bf16 log-probs: one rounding at log π = −8 is 0.03, and geometric bounds of 0.001 mean nothing.
+- top-p or top-k without processed log-probs: ρ is off by the kept mass on every token, with no mismatch at all.
+- AReaL's and slime's rejection keep the original token count; verl's does not. State which (`over=`)."""
+
+
+def _corrections() -> str:
+    rows = ["| correction | w | made | helps where | watch |", "|---|---|---|---|---|"]
+    numbers = ["| correction | number | here | from |", "|---|---|---|---|"]
+    names = [name for name, cls in REGISTRY["correct"].items() if cls.__module__.startswith("grpokit.")]
+    assert set(names) == set(HELPS), set(names) ^ set(HELPS)
+    for name in names:
+        cls = REGISTRY["correct"][name]
+        stage = cls(**cls.example)
+        equation = stage.equation.replace("|", "\\|")
+        when, watch = HELPS[name]
+        rows.append(f"| {name} | {equation} | {made(stage)} | {when} | {watch} |")
+        for parameter, where in stage.sources.items():
+            numbers.append(f"| {name} | {parameter} | {getattr(stage, parameter)!r} | {where} |")
+        if stage.leaves_out:
+            numbers.append(f"| {name} | left out | | {stage.leaves_out} |")
+    between = "Their numbers; what no source states is required, and stands here as an example:"
+    return "\n\n".join(["\n".join(rows), between, "\n".join(numbers)])
+
+
+def _cost() -> str:
+    found = json.loads(COSTS.read_text())
+    ratio = min(found["minimum_variance"]) / min(found["mean"])
+    return f"{ratio:.1f} times the step of the tiny run (`benches/results/score_norms.md`)"
+
+
+def _study() -> str:
+    study = json.loads(STUDY.read_text())
+    runs, arms = study["runs"], list(dict.fromkeys(run["arm"] for run in study["runs"]))
+    ages, rates = sorted({run["n"] for run in runs}), sorted({run["rate"] for run in runs})
+    seeds = len({run["seed"] for run in runs})
+    lines = [f"| arm | {' | '.join(f'N = {n}' for n in ages)} | worst rate, N = {ages[-1]} |"]
+    lines.append("|---|" + "---:|" * (len(ages) + 1))
+    for arm in arms:
+        best = [max(mean_of(runs, arm, n, rate) for rate in rates) for n in ages]
+        worst = min(mean_of(runs, arm, ages[-1], rate) for rate in rates)
+        lines.append(f"| {arm} | " + " | ".join(f"{x:.3f}" for x in best) + f" | {worst:.3f} |")
+    head = (
+        f"## Who stands stale data\n\nHeld-out pass@1 on the trainer's tiny task after 128 updates of 32 answers, N of "
+        f"them from one rollout, at the best of {len(rates)} learning rates that were fixed beforehand; means over {seeds} "
+        "seeds with their own warm starts (about "
+        f"{statistics.fmean(run['pass@1'][0] for run in runs):.2f} before). Everything, with spreads: "
+        "`benches/results/staleness.md`; `make bench-staleness`."
+    )
+    return "\n\n".join([head, "\n".join(lines), "![pass@1 over N](staleness.svg)", READING.strip()])
+
+
+READING = """
+"""
+
+
+def ends(runs: list[dict[str, object]], arm: str, n: int, rate: float) -> list[float]:
+    """Final pass@1 of each seed; a run that diverged is 0."""
+    found = [run for run in runs if (run["arm"], run["n"], run["rate"]) == (arm, n, rate)]
+    return [0.0 if run["problem"] else run["pass@1"][-1] for run in found]  # type: ignore[index]
+
+
+def mean_of(runs: list[dict[str, object]], arm: str, n: int, rate: float) -> float:
+    """Their mean."""
+    return statistics.fmean(ends(runs, arm, n, rate))
+
+
+def draw(path: Path) -> None:
+    """One panel a learning rate: mean and every seed over N."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    runs = json.loads(STUDY.read_text())["runs"]
+    arms, rates = list(dict.fromkeys(run["arm"] for run in runs)), sorted({run["rate"] for run in runs})
+    ages, grey = sorted({run["n"] for run in runs}), "#7a7a7a"
+    colours = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999933", "#882255", "#44aa99"]
+    with mpl.rc_context({"svg.hashsalt": "grpokit", "font.size": 9}):
+        figure, panels = plt.subplots(1, len(rates), figsize=(9.5, 3.4), sharey=True, layout="constrained")
+        for axes, rate in zip(panels, rates, strict=True):
+            for arm, colour in zip(arms, colours, strict=False):
+                values = [ends(runs, arm, n, rate) for n in ages]
+                axes.plot(ages, [statistics.fmean(v) for v in values], color=colour, linewidth=1.4, label=arm)
+                for n, seeds in zip(ages, values, strict=True):
+                    axes.plot([n] * len(seeds), seeds, ".", color=colour, markersize=3, alpha=0.6)
+            axes.set_xscale("log", base=4)
+            axes.set_xticks(ages, [str(n) for n in ages])
+            axes.set_title(f"lr {rate:g}", color=grey, fontsize=9)
+            axes.set_xlabel("N, minibatches a rollout", color=grey)
+            axes.tick_params(colors=grey)
+            axes.set_ylim(0, 1)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        panels[0].set_ylabel("held-out pass@1", color=grey)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+        figure.savefig(path, metadata={"Date": None, "Creator": None}, transparent=True)
+        plt.close(figure)
+
+
+def write(directory: Path) -> None:
+    """The page and its plot."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "off_policy.md").write_text(page(), encoding="utf-8")
+    draw(directory / "staleness.svg")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs")
