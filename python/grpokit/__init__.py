@@ -30,8 +30,10 @@ _HOME = {
     "drift": ("OPSM", "DPPOMask", "M2POMask"),
     "errors": ("FileError", "GroupWarning", "GrpokitError", "InputError", "InputTypeError", "StateError"),
     "lint": ("Finding",),
+    "log_probs": ("mismatch_stats",),
     "mismatch": ("KPop", "MIS", "TIS", "IcePop"),
     "minimum_variance": ("MinimumVarianceBaseline",),
+    "mismatch_statistics": ("MismatchStats",),
     "objective": (
         "KL",
         "Clip",

@@ -47,11 +47,13 @@ from .errors import InputTypeError as InputTypeError
 from .errors import StateError as StateError
 from .gdpo import GDPO as GDPO
 from .lint import Finding as Finding
+from .log_probs import mismatch_stats as mismatch_stats
 from .minimum_variance import MinimumVarianceBaseline as MinimumVarianceBaseline
 from .mismatch import MIS as MIS
 from .mismatch import TIS as TIS
 from .mismatch import IcePop as IcePop
 from .mismatch import KPop as KPop
+from .mismatch_statistics import MismatchStats as MismatchStats
 from .objective import KL as KL
 from .objective import Clip as Clip
 from .objective import ClippedWeight as ClippedWeight
@@ -183,6 +185,7 @@ __all__ = [
     "MeanBaseline",
     "MinGroupSize",
     "MinimumVarianceBaseline",
+    "MismatchStats",
     "MixedPolicy",
     "NotTruncated",
     "Objective",
@@ -235,6 +238,7 @@ __all__ = [
     "group_stats",
     "loss",
     "majority_at_k",
+    "mismatch_stats",
     "overlong_penalty",
     "pack",
     "pass_at_k",

@@ -19,6 +19,8 @@ __all__ = [
     "balance",
     "best_at_k",
     "majority_at_k",
+    "mismatch",
+    "mismatch_bins",
     "numbers",
     "pack",
     "pass_at_k",
@@ -239,6 +241,28 @@ class Sketch:
     def quantiles(self, shares: list[float]) -> list[float]: ...
     def to_bytes(self) -> bytes: ...
 
+_Mismatch = tuple[
+    list[int],
+    tuple[int, int] | None,
+    list[float],
+    list[float],
+    list[list[int]],
+    NDArray[np.uint64],
+    NDArray[np.uint64],
+    list[float],
+    list[list[tuple[int, int, float]]],
+]
+
+def mismatch(
+    old: NDArray[Any],
+    rollout: NDArray[Any],
+    mask: NDArray[np.bool_] | None,
+    starts: NDArray[np.int64],
+    rules: Sequence[tuple[str, float, float]],
+    groupings: Sequence[tuple[NDArray[np.uint32], int]],
+    threads: int | None = None,
+) -> list[_Mismatch]: ...
+def mismatch_bins() -> NDArray[np.float64]: ...
 def pack(lengths: Any, max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
 def balance(
     lengths: Any, ranks: int, equal_counts: bool, linear: float, quadratic: float

@@ -283,7 +283,7 @@ KINDS: dict[str, Kind] = {
     "bad_cu_seqlens": Kind(
         InputError,
         "cu_seqlens is {given}; expected whole numbers that start at 0, never fall and end at the {places} places "
-        "of targets.",
+        "that there are.",
     ),
     "not_observed": Kind(
         StateError,

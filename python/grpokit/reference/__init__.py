@@ -2,8 +2,8 @@
 
 Nothing here is fast, and nothing here imports the rest of grpokit: the native core, the torch objectives and anyone
 else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `ranking`, `advantage` on rows,
-`mismatch`, `objective`, `sequence_objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts`, the
-ledger, `staleness`, and a mixture of experts' gate, `routing`.
+`mismatch`, `objective`, `sequence_objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts`,
+`mismatch_stats`, the ledger, `staleness`, and a mixture of experts' gate, `routing`.
 """
 
 from . import (
@@ -12,6 +12,7 @@ from . import (
     attempts,
     loss,
     mismatch,
+    mismatch_stats,
     objective,
     packing,
     ranking,
@@ -28,6 +29,7 @@ __all__ = [
     "attempts",
     "loss",
     "mismatch",
+    "mismatch_stats",
     "objective",
     "packing",
     "ranking",

@@ -16,6 +16,7 @@ mod groups;
 mod ledger;
 mod lines;
 mod memory;
+mod mismatch;
 mod packing;
 mod rows;
 mod seen;
@@ -42,6 +43,8 @@ mod _native {
     #[pymodule_export]
     use super::lines::{read_lines, select_lines};
     #[pymodule_export]
+    use super::mismatch::{mismatch, mismatch_bins};
+    #[pymodule_export]
     use super::packing::{balance, pack};
     #[pymodule_export]
     use super::rows::Rows;
@@ -62,8 +65,9 @@ mod _native {
         }
         let functions = ["balance", "best_at_k", "majority_at_k", "numbers", "pack", "pass_at_k", "pass_of_counts"];
         let lines = ["read_lines", "select_lines"];
+        let mismatch = ["mismatch", "mismatch_bins"];
         let classes = ["ArrowColumn", "Groups", "Rows", "Seen", "Sketch", "Table"];
         let ledger = ["LagStatistics", "StalenessLedger", "TakenBatch", "VersionSpan"];
-        module.add("__all__", [&classes[..], &ledger, &functions, &lines].concat())
+        module.add("__all__", [&classes[..], &ledger, &functions, &lines, &mismatch].concat())
     }
 }
