@@ -56,7 +56,7 @@ test-slow: setup
 bench: setup
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .bench --no-deps -r benches/requirements.txt
 	cargo build --quiet --release --package grpokit-core --example group_path
-	for name in group_path rows packing attempts ledger files ray_filter routing_replay; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
+	for name in group_path rows packing attempts mismatch_stats ledger files ray_filter routing_replay score_norms; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
 
 bench-recipes: setup
 	$(BIN)/python benches/python/recipes.py $(ARGS)

@@ -26,6 +26,7 @@ def modules_after(code):
     [
         "import grpokit",
         "import grpokit as gk; gk.process({'group_id': [1, 1], 'reward': [0.0, 1.0]}, 'grpo')",
+        "import grpokit as gk, numpy as np; x = np.zeros((2, 2)); print(gk.mismatch_stats(x, x, lag=[0, 1]))",
         "import grpokit as gk; gk.recipe('dapo', max_len=9).explain(); gk.recipe_names(); gk.Clip; gk.TIS; gk.KL",
     ],
 )

@@ -361,9 +361,8 @@ def _lines(stats: MismatchStats) -> list[str]:
     """The table that a person reads."""
     lines = [f"{stats.tokens:,} tokens in {stats.sequences:,} sequences"]
     if stats.first_not_finite is not None:
-        _, sequence, position = stats.first_not_finite
         places = f"{stats.not_finite:,} tokens of {stats.sequences_not_finite:,} sequences"
-        lines.append(f"not finite, left out: {places}, the first in sequence {sequence} at {position}")
+        lines.append(f"not finite, left out: {places}, the first in {_where(stats, stats.first_not_finite)}")
     lines += [
         f"KL(rollout ‖ old) per token  k1 {stats.kl_k1:.3g}, k3 {stats.kl_k3:.3g}",
         f"per token     mean ratio {stats.mean_ratio:.6g}, ESS {stats.ess_token:.2%}, χ² {stats.chi2_token:.3g}",
@@ -373,7 +372,7 @@ def _lines(stats: MismatchStats) -> list[str]:
         values = (f"{label} {stats.quantile(q, level):.4g}" for label, q in _QUANTILES.items())
         lines.append(f"{name:<13} {', '.join(values)}")
     for name, records in (("lowest", stats.lowest[:1]), ("highest", stats.highest[:1])):
-        lines += [f"{name:<13} d {x.log_ratio:.4g}, sequence {x.sequence} at {x.position}" for x in records]
+        lines += [f"{name:<13} d {x.log_ratio:.4g}, {_where(stats, x)}" for x in records]
     lines += [
         f"outside {rule}: {shares.tokens:.3%} of tokens, {shares.sequences:.2%} of sequences"
         for rule, shares in stats.outside.items()
@@ -385,6 +384,10 @@ def _lines(stats: MismatchStats) -> list[str]:
             for value, group in groups.items()
         ]
     return lines
+
+
+def _where(stats: MismatchStats, record: Place | Extreme) -> str:
+    return f"batch {record.batch}, " * (stats.batches > 1) + f"sequence {record.sequence} at {record.position}"
 
 
 def _union(mine: dict[Any, MismatchStats], theirs: dict[Any, MismatchStats], batches: int) -> None:

@@ -350,6 +350,7 @@ def test_sources_and_lags_may_be_given_for_some_batches():
     stats.merge(stats)
     assert (stats.batches, stats.tokens, stats.by_source["b"].tokens) == (4, 6, 4)
     assert [x.batch for x in stats.highest] == [1, 3, 0, 2, 0]
+    assert "d 2, batch 1, sequence 0 at 0" in str(stats)
 
 
 @pytest.mark.parametrize(

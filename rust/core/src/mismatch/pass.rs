@@ -256,14 +256,22 @@ impl<'a> Worker<'a> {
 /// (−1). Their places are counted over the live ones, of which `live` came before the block.
 #[inline]
 fn keep(kept: &mut Vec<Extreme>, block: &Block, best: f32, sequence: usize, live: usize, sign: f64) {
-    // A best that is NaN is not better; a block with one is looked through in any case.
-    let worst = kept.get(EXTREMES - 1).map_or(f64::INFINITY, |worst| -sign * worst.log_ratio);
+    // Of equal ones the first in the batch are kept, and these were here before.
+    let mut worst = bar(kept, sign);
     if f64::from(best) >= worst {
         return;
     }
-    for (i, &d) in block.values().iter().enumerate().filter(|pair| pair.1.is_finite()) {
-        insert(kept, Extreme { sequence, place: live + i, log_ratio: d.into() }, sign);
+    for (i, &d) in block.values().iter().enumerate() {
+        if -sign * f64::from(d) < worst && d.is_finite() {
+            insert(kept, Extreme { sequence, place: live + i, log_ratio: d.into() }, sign);
+            worst = bar(kept, sign);
+        }
     }
+}
+
+/// What a value must be below, times the negative of its sign, to be kept.
+fn bar(kept: &[Extreme], sign: f64) -> f64 {
+    kept.get(EXTREMES - 1).map_or(f64::INFINITY, |worst| -sign * worst.log_ratio)
 }
 
 #[cfg(test)]
