@@ -108,21 +108,18 @@ def main():
         metrics = verl(*tensors, masks["float"], TOKEN)[2]
         same("kl", metrics["rollout_corr/kl"], found["mismatch/kl_k1"], 1e-4)
         same("k3", metrics["rollout_corr/k3_kl"], found["mismatch/kl_k3"], 1e-4)
-        rivals = {
-            "NumPy": (partial(ours, *arrays), partial(numpy, *arrays)),
-            "NumPy, ours on one thread": (partial(ours, *arrays, threads=1), partial(numpy, *arrays)),
-        }
+        rivals = [("NumPy", None, partial(numpy, *arrays), {})]
         for form, live in masks.items():
             for name, options in (("token", TOKEN), ("sequence + seq_mean_k3", SEQUENCE)):
-                rivals[f"verl, {name}, mask of {form}"] = partial(ours, *arrays), partial(verl, *tensors, live, options)
+                rivals.append((f"verl, {name}, mask of {form}", None, partial(verl, *tensors, live, options), {}))
+        call = partial(verl, *tensors, masks["bool"], TOKEN)
+        rivals.append(("verl, token, mask of bool, one thread each", 1, call, {}))
         if kind != "all":
             groups = {"source": [f"source {i % 8}" for i in range(B)], "lag": np.arange(B) % 5}
-            rivals["NumPy, ours by 8 sources and 5 lags too"] = (
-                partial(ours, *arrays, **groups),
-                partial(numpy, *arrays),
-            )
-        for name, calls in rivals.items():
-            us, them = pair(*calls, seconds)
+            rivals.append(("NumPy, ours by 8 sources and 5 lags too", None, partial(numpy, *arrays), groups))
+        for name, threads, rival, groups in rivals:
+            torch.set_num_threads(threads or report["torch_threads"])
+            us, them = pair(partial(ours, *arrays, threads=threads, **groups), rival, seconds)
             ratio = them["best"] / us["best"]
             lines.append(f"| {kind} | {name} | {us['best']:.2f} | {them['best']:.0f} | {ratio:.0f} |")
             print(lines[-1], flush=True)

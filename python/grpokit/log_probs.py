@@ -158,6 +158,9 @@ def _array(name: str, given: Any) -> NDArray[Any]:
     """An array of what has one, a tensor on the CPU among these; torch is not imported for that."""
     if not hasattr(given, "__array__"):
         raise error("token_type", name=name, given=type(given), expected="a NumPy array or a CPU tensor")
+    if isinstance(given, np.ma.MaskedArray):
+        expected = "a plain array: what is masked in it goes to mask="
+        raise error("token_type", name=name, given="a masked array", expected=expected)
     if type(given).__module__.partition(".")[0] == "torch":
         if given.device.type != "cpu":
             expected = "a tensor on the CPU: call .cpu() first"

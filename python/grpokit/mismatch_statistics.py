@@ -120,8 +120,8 @@ class MismatchStats:
 
     Notes
     -----
-    Merging adds counts and histograms exactly and sums to rounding, in whatever order. Kept are 16 KiB of histograms
-    for the whole, for each source and for each lag.
+    Merging adds counts and histograms exactly and sums to rounding, in whatever order; sources and lags are those of
+    the batches that had them. Kept are 16 KiB of histograms for the whole, for each source and for each lag.
     """
 
     batches: int

@@ -462,6 +462,7 @@ BAD = {
         (lambda: gk.mismatch_stats(ONE.astype(int), ONE), ["old_logps", "int64", "float32"]),
         (lambda: gk.mismatch_stats(ONE, torch.zeros(1, 2, device="meta")), ["rollout_logps", "meta", ".cpu()"]),
         (lambda: gk.mismatch_stats(ONE, ONE, np.array([["a", "b"]])), ["mask", "<U1", "0 and 1"]),
+        (lambda: gk.mismatch_stats(np.ma.array(ONE, mask=[[0, 1]]), ONE), ["old_logps", "masked array", "mask="]),
     ],
     "token_shape": [
         (lambda: gk.mismatch_stats(FLAT, FLAT), ["(3,)", "need cu_seqlens"]),

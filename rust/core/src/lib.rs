@@ -3,7 +3,8 @@
 //! Rollouts are rows. [`keys`] turns their group ids into dense codes, [`groups`] takes exact statistics of groups,
 //! [`rows`] carries a batch of rows through shaping, selection and advantages ([`shaping`], [`selection`],
 //! [`advantage`]). Beside them, [`ledger`] keeps the books of an asynchronous trainer, [`packing`] and [`balancing`] put
-//! sequences into bins and on ranks, [`attempts`] estimates pass@k and its kin, [`sketch`] keeps quantiles that merge.
+//! sequences into bins and on ranks, [`attempts`] estimates pass@k and its kin, [`sketch`] keeps quantiles that merge,
+//! [`mismatch`] measures how far two policies are apart ([`log_ratios`]).
 //! Statistics are two-pass in f64 and sequential inside a group, so the bits depend neither on the number of threads
 //! nor on the order of the groups.
 #![forbid(unsafe_code)]

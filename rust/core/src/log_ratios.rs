@@ -1,4 +1,4 @@
-//! What some log ratios amount to: sums of exact shape, bins, extremes, counts beyond bounds.
+//! What some log ratios amount to: sums in a fixed order, bins, ends, counts beyond bounds.
 //!
 //! All of it is written as loops over a fixed number of lanes, which compilers turn into vector instructions without
 //! being told the machine. A sum's order depends on the numbers' places alone: eight lanes, then the lanes in order.
