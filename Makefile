@@ -18,7 +18,7 @@ help:
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
-	@echo "make docs       writes docs/algorithms.md and its plots from the register of recipes"
+	@echo "make docs       writes docs/algorithms.md, docs/off_policy.md and their plots from the register"
 	@echo "make fuzz       looks for inputs that break the readers of ids, records, snapshots and JSON lines (SECONDS=600 each)"
 	@echo "make format     formats Rust and Python"
 	@echo "make clean      removes what make has built"
@@ -66,6 +66,7 @@ bench-staleness: setup
 
 docs: setup
 	$(BIN)/python tools/algorithms.py
+	$(BIN)/python tools/off_policy.py
 
 # libFuzzer and the address sanitizer need a compiler of tomorrow, or one that believes to be.
 fuzz: setup

@@ -1,9 +1,11 @@
-"""docs/algorithms.md is what tools/algorithms.py writes from the register: who changes a recipe runs `make docs`."""
+"""The pages that tools/ writes from the register are fresh: who changes a recipe or a correction runs `make docs`."""
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import grpokit as gk
@@ -11,12 +13,38 @@ import grpokit as gk
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("algorithms", ROOT / "tools" / "algorithms.py")
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return loaded("algorithms")
+
+
+def test_the_page_on_off_policy_data_is_fresh(tmp_path):
+    loaded("off_policy").write(tmp_path)
+    for name in ("off_policy.md", "staleness.svg"):
+        assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text(), "run `make docs`"
+
+
+def test_the_page_on_off_policy_data_has_every_correction():
+    """Formula, when it is made, every number's source; and the metrics that it names are there."""
+    page = loaded("off_policy")
+    text = (ROOT / "docs" / "off_policy.md").read_text()
+    for name, cls in page.REGISTRY["correct"].items():
+        if cls.__module__.startswith("grpokit."):
+            stage = cls(**cls.example)
+            assert f"| {name} | {stage.equation.replace('|', chr(92) + '|')} | {page.made(stage)} |" in text
+            assert set(stage.sources) == {f.name for f in dataclasses.fields(stage)}, name
+    old = np.log(np.array([[0.5, 0.4]], np.float32))
+    known = gk.mismatch_stats(old, old).metrics()
+    named = re.findall(r"`(mismatch/(?:kl|ess|chi2)\w+)`", text)
+    assert len(named) >= 5
+    assert set(named) - {"mismatch/ess_current"} <= set(known)
 
 
 def test_the_page_and_its_plots_are_fresh(tool, tmp_path):

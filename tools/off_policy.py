@@ -98,8 +98,30 @@ own W and uses it nowhere else.
 
 ## What to watch
 
-`gk.mismatch_stats(old_logps, rollout_logps, mask)` makes all of it in one pass over the tokens, by source and by version
-lag; the trainer logs it every step.
+`gk.mismatch_stats` makes all of it in one pass over the tokens, by source and by version lag, and merges over steps and
+ranks; the trainer logs it every step.
+
+```python
+import numpy as np
+
+import grpokit as gk
+
+rng = np.random.default_rng(0)
+old_logps = -rng.gamma(0.5, 1.0, (4, 200)).astype(np.float32)
+rollout_logps = old_logps + rng.normal(0, 0.02, old_logps.shape).astype(np.float32)
+rollout_logps[2, 30] -= 3  # a token that the sampler found less likely than the trainer
+stats = gk.mismatch_stats(old_logps, rollout_logps, rules=(gk.IcePop(), gk.Veto()), lag=[0, 0, 3, 3])
+worst = stats.highest[0]
+print(worst.sequence, worst.position, round(worst.log_ratio, 1))
+print(f"{stats.ess_token:.2f} {stats.by_lag[0].ess_token:.2f} {stats.by_lag[3].ess_token:.2f}")
+print(stats.outside[str(gk.IcePop())])
+```
+
+```text
+2 30 3.0
+0.70 1.00 0.55
+Outside(tokens=0.00125, sequences=0.25)
+```
 
 """
 
@@ -120,16 +142,29 @@ CORRECTIONS = """Stage 5; any of them goes with any recipe, and several masks to
 where all are constants, in each forward pass where the current policy is read, in a first pass where the whole batch is."""
 WHOLE = """## What sees the whole batch
 
-ClipCov, TopCovariance, M2POClip, S2TMask, TopEntropy and `M2POMask` rank or average over the optimizer step. With
-micro-batches that takes a first pass without gradient:
+ClipCov, TopCovariance, M2POClip, S2TMask, TopEntropy and M2POMask rank or average over the optimizer step. With
+micro-batches that takes a first pass without gradient where they read the current policy:
 
 ```python
-parts = batch.split(max_tokens=8_192)
+import torch
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Embedding(11, 8), torch.nn.Linear(8, 11))
+ids, recipe = torch.randint(11, (4, 7)), gk.recipe("stapo", tau_p=0.1)
+batch = gk.TokenBatch(targets=ids[:, 1:], inputs=ids[:, :-1], advantages=torch.tensor([0.7, -0.7, 0.7, -0.7]))
+
+parts = batch.split(max_tokens=12)
 if batch.needs_whole(recipe):
     for part in parts:
-        gk.loss.observe(model(part.inputs).logits, part, recipe=recipe)
+        gk.loss.observe(model(part.inputs), part, recipe)
 for part in parts:
-    gk.loss.from_logits(model(part.inputs).logits, part, recipe=recipe).loss.backward()
+    out = gk.loss.from_logits(model(part.inputs), part, recipe)
+    out.loss.backward()
+print(len(parts), batch.needs_whole(recipe), "mismatch/dropped/S2TMask" in out.metrics)
+```
+
+```text
+2 True True
 ```
 
 `batch.synchronize(recipe, group)` makes the whole that of all ranks: each gathers the columns that such a weight reads.
@@ -224,7 +259,7 @@ def ends(runs: list[dict[str, object]], arm: str, n: int, rate: float) -> list[f
 
 def mean_of(runs: list[dict[str, object]], arm: str, n: int, rate: float) -> float:
     """Their mean."""
-    return statistics.fmean(ends(runs, arm, n, rate))
+    return statistics.fmean(ends(runs, arm, n, rate) or [float("nan")])
 
 
 def draw(path: Path) -> None:
@@ -243,7 +278,8 @@ def draw(path: Path) -> None:
         for axes, rate in zip(panels, rates, strict=True):
             for arm, colour in zip(arms, colours, strict=False):
                 values = [ends(runs, arm, n, rate) for n in ages]
-                axes.plot(ages, [statistics.fmean(v) for v in values], color=colour, linewidth=1.4, label=arm)
+                means = [mean_of(runs, arm, n, rate) for n in ages]
+                axes.plot(ages, means, color=colour, linewidth=1.4, label=arm)
                 for n, seeds in zip(ages, values, strict=True):
                     axes.plot([n] * len(seeds), seeds, ".", color=colour, markersize=3, alpha=0.6)
             axes.set_xscale("log", base=4)

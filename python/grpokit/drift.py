@@ -5,10 +5,10 @@ In and out as in `rejection`: 1 keeps a token, 0 drops it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .mismatch import RATIO, Mismatch, binary_kl
+from .mismatch import RATIO, Mismatch, Policy, binary_kl
 from .objective.columns import where
 from .parameters import check_choice, check_number
 from .rejection import kept
@@ -184,6 +184,7 @@ class M2POMask(Mismatch):
     """
 
     tau: float = 0.04
+    policy: Policy = field(default="old", kw_only=True)
     scope: ClassVar[Scope] = "batch"
     sources: ClassVar[Mapping[str, str]] = {
         "tau": "the authors' page: 0.04 everywhere, insensitive",

@@ -34,17 +34,16 @@ RATIO = {"old": "ρ = π_old / π_rollout", "current": "u = π / π_rollout"}
 LEVELS = {"token": "", "sequence": " of the sequence's product", "geometric": " of the sequence's geometric mean"}
 
 
-@dataclass(frozen=True)
 class Mismatch(Correct):
     """A correction that reads the ratio of a policy of the trainer to the sampler.
 
-    Parameters
+    Attributes
     ----------
     policy : {"old", "current"}
         ρ = π_old / π_rollout, or u = π / π_rollout.
     """
 
-    policy: Policy = field(default="old", kw_only=True)
+    policy: Policy
 
     def __post_init__(self) -> None:
         check_choice(self, "policy", ("old", "current"))
@@ -130,6 +129,7 @@ class TIS(Mismatch):
     cap: float | None = 2.0
     low: float | None = None
     level: Literal["token", "sequence", "geometric"] = "token"
+    policy: Policy = field(default="old", kw_only=True)
     importance: ClassVar[bool] = True
     sources: ClassVar[Mapping[str, str]] = {
         "cap": "the authors' runs: 2 (0.5B) and 8 (32B); slime, open-instruct, verl: 2, TRL: 3, ROLL: 1.2",
@@ -195,6 +195,7 @@ class IcePop(Mismatch):
 
     low: float = 0.5
     high: float = 5.0
+    policy: Policy = field(default="old", kw_only=True)
     importance: ClassVar[bool] = True
     sources: ClassVar[Mapping[str, str]] = {
         "low": "the paper's α = 0.5, verl's preset, AReaL, OpenRLHF (prime-rl has tried 0.2)",
@@ -257,6 +258,7 @@ class MIS(Mismatch):
     high: float
     low: float | None = None
     level: Literal["sequence", "token", "geometric"] = "sequence"
+    policy: Policy = field(default="old", kw_only=True)
     importance: ClassVar[bool] = True
     example: ClassVar[Mapping[str, Any]] = {"high": 3.0}
     sources: ClassVar[Mapping[str, str]] = {
@@ -323,6 +325,7 @@ class KPop(Mismatch):
     """
 
     phi: float
+    policy: Policy = field(default="old", kw_only=True)
     importance: ClassVar[bool] = True
     example: ClassVar[Mapping[str, Any]] = {"phi": 0.1}
     sources: ClassVar[Mapping[str, str]] = {

@@ -7,10 +7,10 @@ advantage, or the whole batch, are in `drift`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .mismatch import RATIO, Mismatch, at_level, check_bounds, outside, within
+from .mismatch import RATIO, Mismatch, Policy, at_level, check_bounds, outside, within
 from .objective.columns import ratio, where
 from .parameters import check_choice, check_number
 from .stages import Bounds, register
@@ -65,9 +65,14 @@ class SequenceMask(Mismatch):
 
     high: float | None
     low: float | None
+    policy: Policy = field(default="old", kw_only=True)
     scope: ClassVar[Scope] = "sequence"
     example: ClassVar[Mapping[str, Any]] = {"high": 2.0, "low": 0.5}
-    sources: ClassVar[Mapping[str, str]] = {"policy": "verl's `seq_sum_k1`, decoupled mode"}
+    sources: ClassVar[Mapping[str, str]] = {
+        "high": "given: no source states a number for this form",
+        "low": "given, likewise",
+        "policy": "verl's `seq_sum_k1`, decoupled mode",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +122,7 @@ class GeometricMask(Mismatch):
 
     low: float | None = 0.999
     high: float | None = 1.001
+    policy: Policy = field(default="old", kw_only=True)
     scope: ClassVar[Scope] = "sequence"
     sources: ClassVar[Mapping[str, str]] = {
         "low": "verl's preset and NeMo-RL: 0.999 (slime: 0.9999, SkyRL: 0.99)",
@@ -143,7 +149,6 @@ class GeometricMask(Mismatch):
         return kept(outside(d, self.low, self.high), d)
 
 
-@dataclass(frozen=True)
 class _Worst(Mismatch):
     """What the two rules about a sequence's worst token share."""
 
@@ -192,6 +197,7 @@ class Veto(_Worst):
     """
 
     low: float = 1e-4
+    policy: Policy = field(default="old", kw_only=True)
     sources: ClassVar[Mapping[str, str]] = {
         "low": "slime's `rs_veto_threshold`, and verl's until it had seq_max_k2: 1e-4",
         "policy": "likewise",
@@ -236,6 +242,7 @@ class WTRS(_Worst):
 
     low: float | None = 1e-4
     high: float | None = 100.0
+    policy: Policy = field(default="old", kw_only=True)
     sources: ClassVar[Mapping[str, str]] = {
         "low": "SkyRL's `outlier_token_is_threshold_low`: 1e-4",
         "high": "SkyRL's `outlier_token_is_threshold_high`: 100",
@@ -288,6 +295,7 @@ class TrustRegionMask(Mismatch):
     delta: float
     kind: Literal["k2", "k3"] = "k3"
     level: Literal["worst", "mean", "sum", "token"] = "worst"
+    policy: Policy = field(default="old", kw_only=True)
     example: ClassVar[Mapping[str, Any]] = {"delta": 0.05}
     sources: ClassVar[Mapping[str, str]] = {
         "delta": "given: the paper's was not read (verl's preset for the mean of k3: 0.01)",

@@ -67,13 +67,16 @@ class Learner:
         # The sampler has no say about demonstrations: corrections weigh them 1.
         shown = off_policy[:, None] & batch.mask
         batch.rollout_logps[shown] = old_logps[shown]
-        gap = (old_logps - batch.rollout_logps).abs()[batch.mask & ~shown]
+        sampled_mask = batch.mask & ~shown
+        gap = (old_logps - batch.rollout_logps).abs()[sampled_mask]
         gap = gap if len(gap) else gap.new_zeros(1)
+        mismatch = gk.mismatch_stats(old_logps.cpu(), batch.rollout_logps.cpu(), sampled_mask.cpu()).metrics()
         dealt = self._deal(sampled.group_id[kept])
         measured = [self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows]) for rows in dealt]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
         entropy = entropies[batch.mask].mean().item()
         return {
+            **{name: value for name, value in mismatch.items() if np.isfinite(value)},
             **means,
             **self._steer(entropy, means.get("kl", sampled.kl), len(kept)),
             "entropy": entropy,
