@@ -11,7 +11,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from grpokit.explain import made
+import grpokit as gk
+from grpokit.explain import equation, made
 from grpokit.stages import REGISTRY, load
 
 ROOT = Path(__file__).parent.parent
@@ -79,12 +80,7 @@ update on them (recomputed), π is the trainer's now.
 
 Each ratio belongs into a term once; a recipe that would count one twice is refused (`counted_twice`).
 
-| way | LOSS_t | forward passes | as a recipe |
-|---|---|---|---|
-| coupled | r alone; ρ is taken for 1 | one for π_old | `gk.recipe("grpo")` |
-| decoupled | w(ρ) times the loss in r | one for π_old | `recipe.replace(correct=(gk.TIS(2.0),))` |
-| bypass | the loss in u, clip and all | none for π_old | `recipe.replace(ratio="rollout")` |
-| weighed | −w(u) A log π | none for π_old | `Reinforce()` with `gk.TIS(2.0, policy="current")` |
+{ways}
 
 Coupled is right while ρ is 1 to rounding. Decoupled keeps the trust region around the trainer's own policy and makes up
 for the sampler with a weight: the choice where the data is fresh but the programs differ. Bypass clips both at once and
@@ -129,9 +125,9 @@ Outside(tokens=0.00125, sequences=0.25)
 def page() -> str:
     """The text of docs/off_policy.md."""
     load()
-    parts = [INTRO.rstrip()]
+    parts = [INTRO.rstrip().replace("{ways}", _ways())]
     rows = ["| metric | is | healthy | alarming |", "|---|---|---|---|"]
-    rows += [f"| {' | '.join(row)} |" for row in METRICS]
+    rows += [_row(*row) for row in METRICS]
     parts += ["\n".join(rows)]
     parts += ["## The corrections", CORRECTIONS, _corrections()]
     parts += [WHOLE, _study(), VCPO.format(cost=_cost()), ELSEWHERE]
@@ -201,6 +197,29 @@ Routing makes single tokens jump. [Routing replay](routing.md) (R2, R3) removes 
 - AReaL's and slime's rejection keep the original token count; verl's does not. State which (`over=`)."""
 
 
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _ways() -> str:
+    """The four ways to take the ratios, with the equations of recipes that go them."""
+    ppo, weight = gk.recipe("ppo_clip"), gk.TIS(2.0, policy="current")
+    ways = [
+        ("coupled", ppo, "ρ is taken for 1", "one for π_old", "`gk.recipe('ppo_clip')`"),
+        ("decoupled", gk.recipe("decoupled_ppo", cap=2.0), "a weight of ρ, a clip of r", "one for π_old",
+         "`recipe.replace(correct=(gk.TIS(2.0),))`"),
+        ("bypass", ppo.replace(ratio="rollout"), "a clip of u, the recipe's r", "none for π_old",
+         "`recipe.replace(ratio='rollout')`"),
+        ("weighed", ppo.replace(objective=gk.Reinforce(), correct=(weight,)), "a weight of u, no clip",
+         "none for π_old", "`objective=gk.Reinforce(), correct=(gk.TIS(2.0, policy='current'),)`"),
+    ]  # fmt: skip
+    rows = ["| way | holds | LOSS | forward passes | as a recipe |", "|---|---|---|---|---|"]
+    for name, recipe, holds, passes, code in ways:
+        with_weight = "".join(f"; TIS_t: {stage.equation}" for stage in recipe.correct)
+        rows.append(_row(name, holds, f"{equation(recipe)}, r = π / π_{recipe.ratio}{with_weight}", passes, code))
+    return "\n".join(rows)
+
+
 def _corrections() -> str:
     rows = ["| correction | w | made | helps where | watch |", "|---|---|---|---|---|"]
     numbers = ["| correction | number | here | from |", "|---|---|---|---|"]
@@ -209,13 +228,12 @@ def _corrections() -> str:
     for name in names:
         cls = REGISTRY["correct"][name]
         stage = cls(**cls.example)
-        equation = stage.equation.replace("|", "\\|")
         when, watch = HELPS[name]
-        rows.append(f"| {name} | {equation} | {made(stage)} | {when} | {watch} |")
+        rows.append(_row(name, stage.equation, made(stage), when, watch))
         for parameter, where in stage.sources.items():
-            numbers.append(f"| {name} | {parameter} | {getattr(stage, parameter)!r} | {where} |")
+            numbers.append(_row(name, parameter, repr(getattr(stage, parameter)), where))
         if stage.leaves_out:
-            numbers.append(f"| {name} | left out | | {stage.leaves_out} |")
+            numbers.append(_row(name, "left out", "", stage.leaves_out))
     between = "Their numbers; what no source states is required, and stands here as an example:"
     return "\n\n".join(["\n".join(rows), between, "\n".join(numbers)])
 
