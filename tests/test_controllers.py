@@ -143,6 +143,16 @@ def test_weights_that_explode_meet_the_smallest_step():
         gk.ESSLearningRate(scale="log")
 
 
+@pytest.mark.parametrize("given", [None, 5.0, "abc", [[0.0, 1.0]], [[0.0], [1.0, 2.0]], [None, 1.0]])
+def test_what_is_no_column_of_weights(given):
+    with pytest.raises(gk.GrpokitError) as caught:
+        gk.effective_sample_size(given)
+    assert caught.value.kind in ("token_type", "token_shape")
+    assert "log_weights" in str(caught.value)
+    with pytest.raises(gk.InputError):
+        gk.ESSLearningRate().load_state_dict(None)
+
+
 def test_the_losses_hand_over_what_it_reads():
     import torch
 

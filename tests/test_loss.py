@@ -351,6 +351,51 @@ def test_an_objective_that_folds_the_weight_has_it_once():
     same(folded, plain)
 
 
+def test_a_first_pass_may_begin_anew_with_another_split():
+    """What is left of one that broke off, for want of memory say, does not stand in the way."""
+    d, r = table(11), ALL["median_kept"]
+    batch = padded(d)
+    first = batch.split(10)[1]
+    losses.observe(d["logits"][first.span], first, r)
+    parts = batch.split(20)
+    for part in parts:
+        losses.observe(d["logits"][part.span], part, r)
+    total = sum(losses.from_logits(d["logits"][part.span], part, r).loss for part in parts)
+    same([total], [losses.from_logits(d["logits"], padded(d), r).loss])
+
+
+def test_what_is_no_recipe_or_no_tensor():
+    d = table(11)
+    batch = padded(d)
+    part = batch.split(20)[0]
+    calls = {
+        "a grpokit.Recipe": (
+            lambda: batch.needs_whole("stapo"),
+            lambda: batch.synchronize("stapo"),
+            lambda: losses.observe(d["logps"][part.span], part, "stapo"),
+        ),
+        "the same of all parts": (lambda: _observed_unevenly(batch, d),),
+    }
+    for says, attempts in calls.items():
+        for attempt in attempts:
+            with pytest.raises(gk.InputError, match=says):
+                attempt()
+    with pytest.raises(gk.InputTypeError, match="logits or log-probs"):
+        losses.observe(None, part, ALL["median_kept"])
+
+
+def _observed_unevenly(batch, d):
+    for i, part in enumerate(batch.split(20)):
+        more = {"values": d["old_logps"][part.span]} if i else {}
+        losses.observe(d["logps"][part.span], part, ALL["median_kept"], **more)
+
+
+def test_rollout_ids_may_be_hashes():
+    ids = torch.tensor([2**63 + 5, 7, 9, 11, 13, 15, 2**64 - 1], dtype=torch.uint64)
+    d = table(11)
+    assert run(padded(d, rollout_ids=ids), WEIGHED["weight_clip_cov"], d)[0].isfinite()
+
+
 def test_a_first_pass_is_for_its_recipe():
     d, (a, b) = table(11), (ALL["median_kept"], ALL["median_live"])
     parts = padded(d).split(20)

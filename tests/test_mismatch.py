@@ -170,6 +170,7 @@ def test_nan_of_the_sampler_is_seen(stage):
         (lambda: recipe(correct=(gk.TIS(),), ratio="rollout"), "ratio='rollout' has the sampler in the ratio of Clip"),
         (lambda: recipe(correct=(gk.KPop(0.1, policy="current"),)), "policy='current' has r in the weight"),
         (lambda: gk.recipe("oapl").replace(correct=(gk.MIS(2.0),)), "in the ratio of Regression"),
+        (lambda: gk.recipe("vespo").replace(correct=(gk.MIS(2.0),)), "that of a sequence is at each of them"),
         (lambda: gk.recipe("vespo").replace(correct=(gk.TIS(),), ratio="rollout"), "in the ratio of GammaWeight"),
         (
             lambda: recipe(extra=(gk.Term(gk.KL(corrected=True), 0.1, (gk.TIS(policy="current"),)),)),
@@ -210,6 +211,25 @@ def test_a_dropped_token_may_stay_in_the_ratio_of_its_sequence():
     share = tokens.mean(found.weights)
     assert 0 < int((found.weights == 0).sum()) < batch.live_tokens
     torch.testing.assert_close(found.gradients["logps"], -batch.columns["advantages"] * s * share)
+
+
+def test_a_recipe_that_folds_its_weight_uses_it_there_and_nowhere_else():
+    """VESPO with the sampler's weight is VESPO of the ratio to the sampler: W = Π r ρ = Π u."""
+    d = table(5)
+    folded = run(padded(d), gk.recipe("vespo").replace(correct=(gk.TIS(None),)), d)
+    same(folded[:2], run(padded(d), gk.recipe("vespo").replace(ratio="rollout"), d)[:2])
+
+
+@pytest.mark.parametrize("level", ["worst", "mean", "sum", "token"])
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+def test_what_the_sampler_held_for_impossible_is_far(kind, level):
+    for bad in (torch.inf, -torch.inf):
+        columns = {
+            "old_logps": torch.tensor([-1.0, -1.0, -1.0]),
+            "rollout_logps": torch.tensor([-1.0, -1.0 - bad, -1.0]),
+        }
+        w = gk.TrustRegionMask(0.5, kind, level).weight(Tokens(columns, torch.tensor([2, 1])))
+        assert w.tolist() == [1, 0, 1] if level == "token" else [0, 0, 1]
 
 
 def test_everything_dropped():

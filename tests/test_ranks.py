@@ -18,6 +18,7 @@ import sys
 import torch
 import torch.distributed as dist
 from grpokit import StateError
+from grpokit import loss as losses
 from tests.losses import RECIPES, padded, run, table
 from tests.test_ranks import RANKS, SHARED, rows_of, steered
 
@@ -32,6 +33,14 @@ for name, r in SHARED.items():
         # One rank takes the batch in two parts, the other in one.
         loss, x, _ = run(batch, steered(r), d, split=20 if rank else None)
         found[name, reduction] = loss, x
+
+# What was observed before the ranks agreed does not count.
+early = padded(rows_of(rank), rollout_ids=torch.tensor(RANKS[rank]))
+r = SHARED["weight_s2t"]
+for part in early.split(20):
+    losses.observe(rows_of(rank)["logits"][part.span], part, r)
+early.synchronize(r, reduction="sum")
+found["early"] = run(early, r, rows_of(rank), split=20 if rank else None)[1]
 
 try:
     run(batch, RECIPES["dual_constant"], d)
@@ -78,6 +87,9 @@ def test_two_ranks_are_one_process(tmp_path):
             worker.kill()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert [part["other"] for part in found] == ["not_synchronized"] * 2
+    whole = run(padded(table(2)), SHARED["weight_s2t"], table(2))[1]
+    for rank in (0, 1):
+        torch.testing.assert_close(found[rank]["early"], whole[RANKS[rank]], rtol=1e-12, atol=1e-14)
     d = table(2)
     for name, r in SHARED.items():
         loss, x, _ = run(padded(d), steered(r), d)

@@ -47,9 +47,13 @@ def test_a_recipe_is_what_its_paper_discloses(name):
     # Given otherwise, every parameter changes the recipe.
     for parameter in inspect.signature(REGISTRY["recipe"][name]).parameters:
         other = {"f": "tv", "low": 0.11, "high": 0.33, "dual": 2.5, "cache": 7, "eps": 0.5}
-        other |= {"baseline": "minimum_variance", "alpha": 0.4, "kind": "kl", "population": "tokens"} | dict.fromkeys(
-            ("share", "tau_p", "q", "rho"), 0.3
-        )
+        other |= {
+            "baseline": "minimum_variance",
+            "alpha": 0.4,
+            "cov_low": 2.0,
+            "kind": "kl",
+            "population": "tokens",
+        } | dict.fromkeys(("share", "tau_p", "q", "rho"), 0.3)
         other = other.get(parameter, 7)
         assert gk.recipe(name, **EXAMPLES[name] | {parameter: other}) != recipe, parameter
 

@@ -27,37 +27,37 @@ HELPS = {
     "MIS": ("whole answers are what is importance-weighted, and are short enough for their product", "ESS per sequence"),
     "KPop": ("as IcePop, where rare tokens are dropped too often and sure ones too seldom", "`mismatch/dropped/KPop`"),
     "SequenceMask": ("answers whose product of ratios has left the trust region must go, the others keep weight 1",
-                     "the share of sequences outside, by length: long answers go first"),
-    "GeometricMask": ("the same for answers of very different length", "the share outside; bounds this narrow need fp32 "
+                     "`outside` of `gk.mismatch_stats`: long answers go first"),
+    "GeometricMask": ("the same for answers of very different length", "`outside`; bounds this narrow need fp32 "
                       "log-probs on both sides"),
-    "Veto": ("a sampler's bug gives single tokens a probability of nothing", "the extremes of `gk.mismatch_stats`, with "
-             "their positions"),
-    "WTRS": ("one broken token makes the whole answer suspect: agents, tools, interrupted generation", "the share of "
-             "sequences dropped"),
-    "TrustRegionMask": ("a bound per answer in nats and not in ratios", "KL k3 per sequence"),
-    "OPSM": ("stale data with wrong answers that the policy has left already", "`mismatch/dropped/OPSM`, which should grow "
-             "with the version lag only"),
+    "Veto": ("tokens that the trainer holds for next to impossible: a wrong weight, a broken decoder", "`lowest` of "
+             "`gk.mismatch_stats`, with the positions"),
+    "WTRS": ("one broken token makes the whole answer suspect: agents, tools, interrupted generation", "`outside` of "
+             "`gk.mismatch_stats`, in sequences"),
+    "TrustRegionMask": ("a bound in nats and not in ratios", "`mismatch/dropped/TrustRegionMask`"),
+    "OPSM": ("stale data with wrong answers that the policy has left already", "`mismatch/dropped/OPSM`"),
     "DPPOMask": ("clipping by ratio holds rare tokens and lets sure ones run", "`mismatch/dropped/DPPOMask`"),
-    "M2POMask": ("data that is many updates old: the batch says how much is too much", "the second moment of log ρ"),
+    "M2POMask": ("data that is many updates old: the batch says how much is too much", "`mismatch/dropped/M2POMask`"),
     "ClipCov": ("the entropy collapses", "`entropy`; the share is tiny by design"),
-    "TopCovariance": ("the entropy collapses", "`entropy`"),
+    "TopCovariance": ("no correction of its own: the tokens that KL-Cov's penalty is about (`weigh` of its term)", "`entropy`"),
     "M2POClip": ("data that is many updates old, without a fixed clip", "`mismatch/dropped/M2POClip`"),
-    "S2TMask": ("rewarded nonsense tokens are reinforced", "`mismatch/dropped/S2TMask`, below a thousandth"),
+    "S2TMask": ("rewarded nonsense tokens are reinforced", "`mismatch/dropped/S2TMask`: in the paper mostly below 1e-4"),
     "TopEntropy": ("learning at forks only", "`mismatch/dropped/TopEntropy`, 1 − ρ"),
 }  # fmt: skip
 METRICS = [
-    ("`sampling/sampling_logp_difference/mean`", "mean |log π_old − log π_rollout|", "a few thousandths in bf16",
-     "another temperature, top-p without processed log-probs, weights that were not synced"),
+    ("`sampling/sampling_logp_difference/mean`", "mean |log π_old − log π_rollout|", "below 0.01 in bf16, 1e-5 in fp32",
+     "another temperature, weights that were not synced; top-p or top-k with processed log-probs (every token is off by the "
+     "log of the kept mass). With raw ones such a sampler reads 0 here, although it is another policy"),
     ("`mismatch/kl_k3`, `mismatch/kl_k1`", "mean(ρ − 1 − log ρ) and mean(−log ρ): both estimate KL(π_rollout ‖ π_old)",
      "nearly equal, below 1e-3", "k3 far above k1: heavy tails, some tokens are very wrong"),
-    ("`mismatch/ess_token`, `mismatch/ess_sequence`", "(Σw)² / (n Σw²)", "tokens above 0.9; sequences fall with length",
-     "below 1/10: the gradient is a handful of answers; mask, or sync more often"),
-    ("`mismatch/ess_current`", "the same of u = π / π_rollout per answer, at each update",
-     "1 at the first update of a batch", "falls within the batch: too many updates per rollout"),
-    ("`mismatch/chi2_token`", "mean ρ² − 1, the variance of the weights", "below 1e-2", "grows before ESS shows it"),
+    ("`mismatch/ess_token`, `mismatch/ess_sequence`", "(Σw)² / (n Σw²) of ρ per token, of Π_t ρ_t per answer",
+     "tokens above 0.9; answers fall with length", "below 1/10: the gradient is a handful of answers; mask, or sync more often"),
+    ("`mismatch/ess_current`, `mismatch/ess_last`", "the same of Π_t u_t per answer at each update: their mean over a step, "
+     "and the last", "`ess_last` near `ess_sequence`", "`ess_last` far below it: too many updates per rollout"),
+    ("`mismatch/chi2_token`", "mean ρ² − 1; where the mean of ρ is 1, ESS = 1 / (1 + χ²)", "below 0.1", "as ESS"),
     ("`mismatch/dropped/NAME`", "the share of tokens that a correction drops", "steady", "grows from step to step"),
-    ("`ratio/mean`, `clip_ratio/region_mean`", "r itself, and the share that the clip holds", "1, and below 0.01",
-     "staleness inside the trainer, not mismatch"),
+    ("`ratio/mean`, `clip_ratio/region_mean`", "the recipe's own ratio (r, in bypass u), and the share that its clip holds",
+     "1, and below 0.01", "r: too many updates; u: these, or mismatch"),
 ]  # fmt: skip
 INTRO = """# Off-policy: mismatch and staleness
 
@@ -65,7 +65,7 @@ INTRO = """# Off-policy: mismatch and staleness
 
 The policy that samples is never quite the policy that learns. Two things part them, and they want different answers:
 **mismatch**, the same weights in two programs (kernels, number formats, top-p, expert routing), and **staleness**, older
-weights (several updates a rollout, asynchronous rollouts). Most collapses start with one of them unseen.
+weights (several updates a rollout, asynchronous rollouts).
 
 ## Which ratio is which
 
@@ -78,7 +78,8 @@ update on them (recomputed), π is the trainer's now.
 | r | π / π_old | updates since the data arrived | the objective's clip, gate or weight, with the gradient |
 | u | π / π_rollout = r ρ | both | an objective with `ratio="rollout"`, or a weight with `policy="current"` |
 
-Each ratio belongs into a term once; a recipe that would count one twice is refused (`counted_twice`).
+Each ratio belongs into a term once; a recipe that would count one twice is refused (`counted_twice`): a weight of ρ on a
+ratio against the sampler, two weights, a weight of u on a ratio of its own.
 
 {ways}
 
@@ -94,8 +95,9 @@ own W and uses it nowhere else.
 
 ## What to watch
 
-`gk.mismatch_stats` makes all of it in one pass over the tokens, by source and by version lag, and merges over steps and
-ranks; the trainer logs it every step.
+`gk.mismatch_stats` makes what is said of ρ in one pass over the tokens, by source and by version lag, with positions of
+the extremes and the reach of rules, and merges over steps and ranks. The losses return what is said of r, of u and of the
+weights. The trainer logs both. What is healthy is the judgement of this project, like the next table's "helps where".
 
 ```python
 import numpy as np
@@ -134,8 +136,10 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-CORRECTIONS = """Stage 5; any of them goes with any recipe, and several masks together. "Made" follows from what it reads: once a step
-where all are constants, in each forward pass where the current policy is read, in a first pass where the whole batch is."""
+CORRECTIONS = """Stage 5. Masks go with any recipe, several at once. Weights of ρ (TIS, IcePop, MIS, KPop) go one at a time with any recipe
+whose ratio is taken against π_old; those of recipes against the sampler (`oapl`, `dppo`, `m2po_clip`) are in the ratio.
+"Made" follows from what it reads: once a step where all are constants, in each forward pass where the current policy is
+read, in a first pass where the whole batch of it is."""
 WHOLE = """## What sees the whole batch
 
 ClipCov, TopCovariance, M2POClip, S2TMask, TopEntropy and M2POMask rank or average over the optimizer step. With
@@ -175,8 +179,8 @@ VCPO (arXiv:2602.17616) scales an update's learning rate by √ESS of its answer
     log ESS = 2 LSE(log w) − LSE(2 log w) − log B,   η ← η √min(1, ESS / base)
 
 `--set recipe=vcpo --set lr_control.base=1`, or `gk.ESSLearningRate` in your own loop with `out.log_weights` of the losses;
-the factor is the metric `lr_scale`. The released code takes exponentials in fp32: weights that overflow make ESS NaN there,
-and the step its full size. Here they meet the smallest step, 1/√B.
+the factor is the metric `lr_scale`, and `learning_rate` is what came out. The released code takes exponentials in fp32: weights that overflow make ESS NaN there,
+and the step its full size. Here they meet the smallest step, with base 1 a factor of 1/√B.
 
 Its baseline b = Σ W R / Σ W, W = w² ‖∇ log π(o)‖², is `gk.MinimumVarianceBaseline`; the squared norms are a column
 `score_norm` of yours, or computed by the trainer (`recipe.baseline=minimum_variance`). They are a forward and a backward
@@ -193,7 +197,8 @@ Routing makes single tokens jump. [Routing replay](routing.md) (R2, R3) removes 
 - TRL's VESPO with `token_mask`: a dropped token has ratio 1e-8 in the product, and the answer is lost.
 - AReaL maps a log-ratio that is no number to 0, ratio 1. Here a NaN of a live token is seen in the loss.
 - bf16 log-probs: one rounding at log π = −8 is 0.03, and geometric bounds of 0.001 mean nothing.
-- top-p or top-k without processed log-probs: ρ is off by the kept mass on every token, with no mismatch at all.
+- top-p or top-k: the sampler's policy is the renormalised one. With processed log-probs ρ says so, on every token; with
+  raw ones ρ reads 1 and is wrong by the kept mass, and no metric shows it.
 - AReaL's and slime's rejection keep the original token count; verl's does not. State which (`over=`)."""
 
 
@@ -255,13 +260,13 @@ def _study() -> str:
         best = [max(mean_of(runs, arm, n, rate) for rate in rates) for n in ages]
         worst = min(mean_of(runs, arm, ages[-1], rate) for rate in rates)
         lines.append(f"| {arm} | " + " | ".join(f"{x:.3f}" for x in best) + f" | {worst:.3f} |")
-    head = (
-        f"## Who stands stale data\n\nHeld-out pass@1 on the trainer's tiny task after 128 updates of 32 answers, N of "
-        f"them from one rollout, at the best of {len(rates)} learning rates that were fixed beforehand; means over {seeds} "
-        "seeds with their own warm starts (about "
-        f"{statistics.fmean(run['pass@1'][0] for run in runs):.2f} before). Everything, with spreads: "
-        "`benches/results/staleness.md`; `make bench-staleness`."
-    )
+    before = statistics.fmean(run["pass@1"][0] for run in runs)
+    head = f"""## Who stands stale data
+
+Held-out pass@1 on the trainer's tiny task after 128 updates of 32 answers each, of which the answers of N updates come from
+one rollout: means over {seeds} seeds with their own warm starts (about {before:.2f} before), at the best of {len(rates)} learning rates that were
+fixed beforehand. That best is picked on these very runs and flatters all arms alike; the last column is the worst.
+Everything, with spreads: `benches/results/staleness.md`; `make bench-staleness`."""
     return "\n\n".join([head, "\n".join(lines), "![pass@1 over N](staleness.svg)", READING.strip()])
 
 

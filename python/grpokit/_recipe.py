@@ -155,6 +155,9 @@ class Recipe:
                 why = f"{' and '.join(type(w).__name__ for w in weights)} both multiply by a ratio to the sampler"
             elif inside and self.ratio == "rollout":
                 why = f"ratio='rollout' has the sampler in the ratio of {type(term.objective).__name__} already"
+            elif term.objective.folds and stage.scope != "token":
+                folds = type(term.objective).__name__
+                why = f"{folds} multiplies the weights of all tokens, and that of a sequence is at each of them"
             elif inside and getattr(stage, "policy", "old") == "current":
                 why = f"policy='current' has r in the weight, and {type(term.objective).__name__} has it as well"
             else:
@@ -247,6 +250,19 @@ class Recipe:
         from .explain import explain
 
         return explain(self)
+
+
+def check_recipe(given: Any) -> None:
+    """Refuses what is no recipe, its name for example.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`.
+    """
+    if not isinstance(given, Recipe):
+        expected = "a grpokit.Recipe, such as grpokit.recipe('rloo')"
+        raise error("bad_parameter", owner="the loss", name="recipe", given=given, expected=expected)
 
 
 def recipe(name: str, /, **parameters: Any) -> Recipe:

@@ -26,6 +26,14 @@ Over = Literal["live", "kept", "rows"]
 @dataclass(frozen=True)
 class _Aggregate(Aggregate):
     over: Over = field(default="live", kw_only=True)
+    formula: ClassVar[str]
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The formula, with what is counted where that is not what lives."""
+        return (
+            self.formula.replace("|o_i|", "|o_i|_kept").replace("N", "N_kept") if self.over == "kept" else self.formula
+        )
 
     def __post_init__(self) -> None:
         check_choice(self, "over", ("live", "kept", "rows"))
@@ -36,7 +44,7 @@ class _Aggregate(Aggregate):
 class TokenMean(_Aggregate):
     """The mean over all tokens of the step: DAPO's 1 / Σ_i |o_i| (arXiv:2503.14476, eq. 8)."""
 
-    equation: ClassVar[str] = "Σ_i |o_i|"
+    formula: ClassVar[str] = "Σ_i |o_i|"
 
     def denominator(self, counts: Normalizer, lengths_T: Tensor) -> Tensor:
         return counts.tokens + 0 * lengths_T
@@ -47,7 +55,7 @@ class TokenMean(_Aggregate):
 class SequenceMean(_Aggregate):
     """The mean over sequences of the mean over their tokens: GRPO's 1/G Σ_i 1/|o_i| (arXiv:2402.03300, eq. 3)."""
 
-    equation: ClassVar[str] = "N · |o_i|"
+    formula: ClassVar[str] = "N · |o_i|"
 
     def denominator(self, counts: Normalizer, lengths_T: Tensor) -> Tensor:
         return counts.sequences * lengths_T
@@ -58,7 +66,7 @@ class SequenceMean(_Aggregate):
 class SequenceSum(_Aggregate):
     """The mean over sequences of the sum over their tokens: REINFORCE on whole answers."""
 
-    equation: ClassVar[str] = "N"
+    formula: ClassVar[str] = "N"
 
     def denominator(self, counts: Normalizer, lengths_T: Tensor) -> Tensor:
         return counts.sequences + 0 * lengths_T
@@ -78,7 +86,7 @@ class Constant(_Aggregate):
     """
 
     length: float = 1.0
-    equation: ClassVar[str] = "N · L"
+    formula: ClassVar[str] = "N · L"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -249,8 +249,10 @@ class TokenBatch:
             `bad_parameter`; `not_across_ranks` where an objective, and not a weight, reads the whole batch;
             `missing_token_column` where a weight draws by lot and the batch has no `rollout_ids` of its own.
         """
+        from ._recipe import check_recipe
         from .equation import synchronize
 
+        check_recipe(recipe)
         if reduction not in ("mean", "sum"):
             expected = "'mean' or 'sum'"
             raise error("bad_parameter", owner="synchronize", name="reduction", given=reduction, expected=expected)
@@ -282,6 +284,9 @@ class TokenBatch:
 
         Then `grpokit.loss.observe` is called on every part first.
         """
+        from ._recipe import check_recipe
+
+        check_recipe(recipe)
         return any(
             term.objective.scope == "batch"
             or any(stage.scope == "batch" or term.aggregate.over == "kept" for stage in self.late(term))
@@ -351,6 +356,9 @@ def _constant(name: str, given: Any, device: torch.device) -> Tensor:
         raise error("token_type", name=name, given=x.dtype, expected="floats")
     if name in ("rollout_ids", "step") and (x.is_floating_point() or x.dtype == torch.bool):
         raise error("token_type", name=name, given=x.dtype, expected="whole numbers")
+    if name == "rollout_ids" and x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        # Hashes, often: torch computes with none of these. The bits are what matters.
+        x = x.view(torch.int64) if x.dtype == torch.uint64 else x.long()
     return x
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._recipe import Term
@@ -18,8 +19,6 @@ from .parameters import check_choice, check_number, whole
 from .shaping import KLPenalty
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ._recipe import Recipe
 
 
@@ -42,7 +41,7 @@ class _Controller:
         """
         own = self.state_dict()
         for name in own:
-            value = state.get(name)
+            value = state.get(name) if isinstance(state, Mapping) else state
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
                 expected = f"a state_dict of {type(self).__name__}: finite numbers, 0 or more, for {', '.join(own)}"
                 raise error("bad_parameter", owner=type(self).__name__, name=name, given=value, expected=expected)
@@ -190,6 +189,12 @@ def effective_sample_size(log_weights: Any) -> float:
     float
         1 for no sample at all.
 
+    Raises
+    ------
+    InputError, InputTypeError
+        `token_shape`, `token_type`: no column of numbers, None among these, which the losses return where the batch has
+        no `rollout_logps`.
+
     Notes
     -----
     2 LSE(log w) − LSE(2 log w) − log B, so that nothing overflows (arXiv:2602.17616, eq. 4).
@@ -203,7 +208,15 @@ def effective_sample_size(log_weights: Any) -> float:
     """
     import numpy as np
 
-    x = np.asarray(log_weights.tolist() if hasattr(log_weights, "tolist") else log_weights, np.float64)
+    try:
+        x = np.asarray(log_weights.tolist() if hasattr(log_weights, "tolist") else log_weights)
+    except ValueError:
+        x = np.array("lists of different lengths")
+    if x.dtype.kind not in "fiu" and x.size:
+        expected = "numbers, one a sequence (None is what the losses return without rollout_logps)"
+        raise error("token_type", name="log_weights", given=log_weights, expected=expected)
+    if x.ndim != 1:
+        raise error("token_shape", name="log_weights", given=x.shape, expected="(B,), one a sequence")
     if not len(x) or not (x > -math.inf).any():
         # No sample, or not one that weighs anything.
         return 1.0 if not len(x) else 1 / len(x)

@@ -183,6 +183,9 @@ def synchronize(batch: TokenBatch, recipe: Recipe, group: Any, *, average: bool)
         if stage.draws and not whole.has_rollout_ids:
             raise missing("rollout_ids", type(stage).__name__, [name for name in whole.columns if name not in ALWAYS])
     whole.ranks = Ranks(group, average)
+    # What was observed before knew the denominators of this rank alone.
+    whole.observed.clear()
+    whole.ready.clear()
     for term in recipe.terms:
         whole.settled[_key(term)] = _early(whole, term)
 

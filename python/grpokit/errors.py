@@ -109,7 +109,7 @@ KINDS: dict[str, Kind] = {
     ),
     "counted_twice": Kind(
         InputError,
-        "recipe {recipe!r}, {stage}: {why}, so that a token would be weighed by it twice. Keep one of the two; masks "
+        "recipe {recipe!r}, {stage}: {why}. A ratio to the sampler may be in a term once: keep one; masks "
         "(SequenceMask, GeometricMask, WTRS, ...) drop without weighing and go with everything.",
     ),
     "nothing_to_control": Kind(

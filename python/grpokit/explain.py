@@ -32,6 +32,8 @@ def explain(recipe: Recipe) -> str:
             lines.append(f"  {'':<10} {'':<14} made {made(stage)}")
         lines += [f"  {'':<10}   {f'{name} = {value}':<20} {where}" for name, value, where in known]
     lines += ["", f"  {equation(recipe)}", *(f"  {line}" for line in symbols(recipe))]
+    if recipe.dropped == "in_ratio":
+        lines.append("  a token with the weight 0 has no share of its own and stays in the ratio of its sequence")
     lines.append(
         f"  r = π / π_{recipe.ratio}, A constant, over the live tokens t; the denominators are the whole batch's"
     )
@@ -55,7 +57,7 @@ CONSTANTS = frozenset({"old_logps", "rollout_logps", "ref_logps", "advantages", 
 def made(stage: Correct) -> str:
     """When a weight is made, which follows from what it reads and its scope."""
     if stage.reads <= CONSTANTS:
-        return "once a step, before its first update"
+        return "once a step, before its first update (without old_logps in each pass)"
     if stage.scope == "batch":
         return "in a first pass over the whole step (grpokit.loss.observe)"
     return "in each forward pass"
@@ -106,7 +108,10 @@ def equation(recipe: Recipe) -> str:
 
 def symbols(recipe: Recipe) -> list[str]:
     """What the symbols of `equation` stand for, beyond r and A."""
-    return list(dict.fromkeys(term.objective.where for term in recipe.terms if term.objective.where))
+    found = [term.objective.where for term in recipe.terms if term.objective.where]
+    if any(term.aggregate.over == "kept" for term in recipe.terms):
+        found.append("kept: the tokens whose weight is not 0, and the answers that have any")
+    return list(dict.fromkeys(found))
 
 
 def _term(term: Term) -> str:

@@ -214,7 +214,7 @@ def _several(rules: Any) -> Any:
 def _bounds(i: int, rule: Any) -> tuple[str, float, float]:
     """A rule's level, and its bounds in log space."""
     bounds = getattr(rule, "bounds", None)
-    if bounds is None:
+    if bounds is None or "logps" in getattr(rule, "reads", ()):
         expected = "a stage that has `bounds`; what this one drops is counted in the loss's metrics"
         raise error("bad_parameter", owner="mismatch_stats", name=f"rules[{i}]", given=rule, expected=expected)
     if isinstance(bounds, tuple) and len(bounds) == 3 and bounds[0] in _LEVELS:

@@ -10,12 +10,12 @@ Over the parts of a split, losses, gradients and metrics add up to those of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ._recipe import Recipe
+from ._recipe import Recipe, check_recipe
 from .batch import reserved
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
@@ -142,19 +142,31 @@ def observe(output: Tensor, part: TokenBatch, recipe: Recipe, **columns: Tensor)
     InputError, InputTypeError
         Those of `from_logps` and `from_logits`.
     """
+    check_recipe(recipe)
     if not needs_first_pass(part, recipe):
         return
+    if not isinstance(output, Tensor):
+        raise error("token_type", name="output", given=type(output), expected="logits or log-probs, a tensor")
     if output.shape == part.shape:
         door = _FromColumns(part, ("logps", *columns), recipe)
     else:
         door = _FromLogits(part, tuple(columns), recipe)
     observed = part.whole.observed.setdefault(recipe, {})
-    observed[part.rows.start, part.rows.stop] = part.at, door.read((output, *columns.values()))
+    rows = part.rows
+    # Another split begins anew where it overlaps what was seen.
+    for first, last in [span for span in observed if span[0] < rows.stop and rows.start < span[1]]:
+        del observed[first, last]
+    seen = door.read((output, *columns.values()))
+    for _, other in observed.values():
+        if other.keys() != seen.keys():
+            given = f"{sorted(seen)} of one part and {sorted(other)} of another"
+            raise error("bad_parameter", owner="observe", name="columns", given=given, expected="the same of all parts")
+    observed[rows.start, rows.stop] = part.at, seen
     spans = sorted(observed)
     if [*(first for first, _ in spans), part.whole.rows.stop] != [0, *(last for _, last in spans)]:
         return
-    seen = [columns for _, columns in (observed[span] for span in spans)]
-    result = coefficients(part.whole, recipe, {name: torch.cat([x[name] for x in seen]) for name in seen[0]})
+    parts = [observed[span][1] for span in spans]
+    result = coefficients(part.whole, recipe, {name: torch.cat([x[name] for x in parts]) for name in seen})
     for span in spans:
         part.whole.ready[span, recipe] = result.part(observed[span][0])
     del part.whole.observed[recipe]
@@ -164,9 +176,7 @@ class _FromColumns:
     """Reads live columns from what the caller gave, and writes gradients back into its layout."""
 
     def __init__(self, batch: TokenBatch, names: tuple[str, ...], recipe: Recipe) -> None:
-        if not isinstance(cast("object", recipe), Recipe):
-            expected = "a grpokit.Recipe, such as grpokit.recipe('rloo')"
-            raise error("bad_parameter", owner="the loss", name="recipe", given=recipe, expected=expected)
+        check_recipe(recipe)
         self.batch, self.names, self.recipe = batch, names, recipe
         for name in names:
             if name in batch.columns:

@@ -44,7 +44,8 @@ def measure(
           gate is closed, since the ratio (the sequence's, where that is clipped) is below or above 1, and both. Read
           from the policy term's own gradient: 0 although advantage and weight are not. A dual clip and the limit of
           `ratio` count.
-        - ``ratio/mean``: of π / π_old. ``ratio/limited``: the share beyond e^±20.
+        - ``ratio/mean``: of the recipe's ratio, π / π_old or with ``ratio="rollout"`` π / π_rollout.
+          ``ratio/limited``: the share beyond e^±20.
         - ``entropy``: where it is known.
         - ``kl``: k3 to the reference policy, where the recipe reads it.
         - ``sampling/sampling_logp_difference/mean``: of abs(log π_old − log π_rollout), where the batch has both.

@@ -135,7 +135,10 @@ class MinimumVarianceBaseline(Advantage):
 
         from ._native import Rows as Fresh
 
-        norms = np.asarray(columns["score_norm"], np.float64)
+        try:
+            norms = np.asarray(columns["score_norm"], np.float64)
+        except (TypeError, ValueError):
+            raise error("bad_score_norm", given="no number", count="some") from None
         wrong = ~((norms >= 0) & (norms < np.inf))
         if wrong.any():
             raise error("bad_score_norm", given=norms[wrong][0], count=int(wrong.sum()))

@@ -76,11 +76,14 @@ def outside(d: Tensor, low: float | None, high: float | None) -> Tensor:
     return (d < least) | (d > (math.inf if high is None else math.log(high)))
 
 
-def check_bounds(stage: Any, low: str, high: str) -> None:
-    """Refuses two bounds of a ratio that are not in order; either may be None."""
+def check_bounds(stage: Any, low: str, high: str, *, needed: bool = False) -> None:
+    """Refuses two bounds of a ratio that are not in order; None is no bound, and with `needed` one must be there."""
     check_number(stage, low, more_than=0, optional=True)
     check_number(stage, high, more_than=0, optional=True)
     least, most = getattr(stage, low), getattr(stage, high)
+    if needed and least is None and most is None:
+        expected = f"a bound for {low} or {high}: without one nothing is ever dropped"
+        raise error("bad_parameter", owner=type(stage).__name__, name=high, given=most, expected=expected)
     if least is not None and most is not None and not least < most:
         raise error(
             "bad_parameter", owner=type(stage).__name__, name=high, given=most, expected=f"more than {low}={least}"

@@ -43,7 +43,10 @@ def decoupled_ppo(*, low: float = 0.2, high: float = 0.2, cap: float | None = No
         objective=Clip(low, high),
         aggregate=TokenMean(),
         sources=(
-            ("correct.cap", "eq. 5 writes the weight without one (AReaL's code: 5)" if cap is None else "given"),
+            (
+                "correct.cap",
+                "eq. 5 writes the weight without one (AReaL's code drops tokens above 5)" if cap is None else "given",
+            ),
             ("correct.low", "none in eq. 5"),
             ("correct.level", "eq. 5: per token"),
             ("correct.policy", "eq. 5: the parameters before the update, recomputed"),
@@ -265,7 +268,8 @@ def kl_cov(*, share: float = 2e-3, beta: float = 1.0) -> Recipe:
             ("extra.corrected", "no"),
             ("extra.scale", "the authors' scripts: 1 (verl's YAML: 0.1)"),
         ),
-        leaves_out="nothing of the objective. At a batch's first update log r is 0, and so is the penalty's gradient.",
+        leaves_out="nothing of the objective. Where log r is exactly 0 the penalty has no gradient, and a rounding of "
+        "log π against log π_old is enough for all of it (give no old_logps for a first update).",
         parent="clip_cov",
         elsewhere=(
             ("TRL 1.16", "not there"),
@@ -382,7 +386,11 @@ def vcpo(*, cap: float = 8.0, baseline: Literal["mean", "minimum_variance"] = "m
             ("aggregate.over", "the authors' scripts: seq-mean-token-mean"),
         ),
         leaves_out="the scaling of the learning rate, which is the trainer's"
-        + ("; the baseline of least variance (baseline='minimum_variance')." if mean else "."),
+        + (
+            "; the baseline of least variance (baseline='minimum_variance')."
+            if mean
+            else "; the paper's option of 1/T² in W."
+        ),
         parent="rloo",
         elsewhere=(
             ("the authors' code", "its baseline weighs by w⁴ ‖s‖² below the cap, where the paper has w² ‖s‖²"),

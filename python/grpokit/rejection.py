@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .mismatch import RATIO, Mismatch, Policy, at_level, check_bounds, outside, within
-from .objective.columns import ratio, where
+from .objective.columns import LIMIT, clip, where
 from .parameters import check_choice, check_number
 from .stages import Bounds, register
 
@@ -76,7 +76,7 @@ class SequenceMask(Mismatch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bounds(self, "low", "high")
+        check_bounds(self, "low", "high", needed=True)
 
     @property
     def equation(self) -> str:  # type: ignore[override]
@@ -132,7 +132,7 @@ class GeometricMask(Mismatch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bounds(self, "low", "high")
+        check_bounds(self, "low", "high", needed=True)
 
     @property
     def equation(self) -> str:  # type: ignore[override]
@@ -251,7 +251,7 @@ class WTRS(_Worst):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bounds(self, "low", "high")
+        check_bounds(self, "low", "high", needed=True)
 
     @property
     def bounds(self) -> Bounds:
@@ -325,8 +325,9 @@ class TrustRegionMask(Mismatch):
 
     def weight(self, tokens: Tokens) -> Tensor:
         d = self.log_ratio(tokens)
-        # e^d − 1 with the digits that the difference would lose; beyond e^20 the ratio is that.
-        k = d * d / 2 if self.kind == "k2" else where(d > 20, ratio(d) - 1, d.expm1()) - d
+        # e^d − 1 with the digits that the difference would lose. k3 grows with d: what is beyond 20 counts as 20.
+        most = clip(d, None, LIMIT)
+        k = d * d / 2 if self.kind == "k2" else most.expm1() - most
         if self.level in ("mean", "sum"):
             k = (tokens.mean if self.level == "mean" else tokens.total)(k)
         far = k > self.delta

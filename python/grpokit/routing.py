@@ -109,7 +109,8 @@ class RoutingRecord:
         count = whole("RoutingRecord", "num_experts", self.num_experts, at_least=1, at_most=2**15)
         experts = _checked(self.experts, count)
         object.__setattr__(self, "num_experts", count)
-        object.__setattr__(self, "layers", tuple(self.layers))
+        names: Any = self.layers
+        object.__setattr__(self, "layers", (names,) if isinstance(names, str) else tuple(names))
         if self.layers and len(self.layers) != experts.shape[-2]:
             expected = f"{experts.shape[-2]} names, one a layer, or none"
             raise error("bad_parameter", owner="RoutingRecord", name="layers", given=self.layers, expected=expected)
@@ -252,6 +253,8 @@ class RoutingRecord:
         expected = f"{self.experts.shape[-2:]} (layers, k) of {self.num_experts} experts"
         if not isinstance(other, RoutingRecord):
             raise error("token_type", name="a record", given=type(other), expected="a RoutingRecord")
+        if self.layers and other.layers and self.layers != other.layers:
+            raise error("token_shape", name="a record", given=other.layers, expected=f"the layers {self.layers}")
         if (other.experts.shape[-2:], other.num_experts) != (self.experts.shape[-2:], self.num_experts):
             given = f"{other.experts.shape[-2:]} of {other.num_experts}"
             raise error("token_shape", name="a record", given=given, expected=expected)

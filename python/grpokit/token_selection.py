@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from .errors import error
 from .objective.columns import log_bounds, where
 from .parameters import check_choice, check_count, check_number
 from .rejection import kept
@@ -121,6 +122,9 @@ class ClipCov(Correct):
         check_number(self, "share", more_than=0, at_most=1)
         check_number(self, "cov_low")
         check_number(self, "cov_high")
+        if not self.cov_low < self.cov_high:
+            expected = f"more than cov_low={self.cov_low}"
+            raise error("bad_parameter", owner="ClipCov", name="cov_high", given=self.cov_high, expected=expected)
         check_number(self, "low", at_least=0, less_than=1, optional=True)
         check_number(self, "high", at_least=0, optional=True)
         check_count(self, "seed")
@@ -249,7 +253,7 @@ class M2POClip(Correct):
         if not len(d):
             return d
         harmful = ((A > 0) & (d > 0)) | ((A < 0) & (d < 0))
-        budget, v = self.tau * harmful.sum(), where(harmful, d * d, 0.0)
+        budget, v = self.tau * harmful.sum().double(), where(harmful, d * d, 0.0)
         ordered = v.sort().values
         # Σ_H min(v, v_j): the tokens that are not in H come first, as zeros.
         after = torch.arange(len(v) - 1, -1, -1, device=v.device)

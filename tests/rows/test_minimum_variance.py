@@ -68,11 +68,11 @@ def test_with_lengths_for_norms_it_is_the_length_baseline():
     np.testing.assert_allclose(found, gk.process(table, "opo").advantages, rtol=1e-14)
 
 
-@pytest.mark.parametrize("norm", [-1.0, float("nan"), float("inf"), None])
+@pytest.mark.parametrize("norm", [-1.0, float("nan"), float("inf"), None, "much"])
 def test_what_is_no_norm(norm):
     with pytest.raises(gk.InputError) as caught:
         process([(0, 1.0, 2.0, [-1.0], 0.0), (0, 0.0, norm, [-1.0], 0.0)])
-    assert caught.value.kind in ("bad_score_norm", "null_value")
+    assert caught.value.kind in ("bad_score_norm", "null_value", "column_type")
 
 
 def test_lists_of_different_lengths():

@@ -514,3 +514,13 @@ def test_places_are_those_of_the_layout():
     flat = [x for sequence in d for x in sequence]
     assert flat[starts[record.sequence] + record.position] == record.log_ratio == 7.0
     assert all(b >= a for a, b in pairwise(starts))
+
+
+def test_rules_of_the_current_policy_are_refused():
+    """What is measured is ρ, and such a rule is about u."""
+    old = np.zeros((1, 2), np.float32)
+    for rule in (gk.IcePop(policy="current"), gk.OPSM(0.1), gk.KPop(0.1)):
+        with pytest.raises(gk.InputError, match="the loss's metrics"):
+            gk.mismatch_stats(old, old, rules=(rule,))
+    found = gk.mismatch_stats(old, old, rules=(gk.IcePop(), gk.MIS(2.0), gk.GeometricMask(), gk.WTRS(), gk.TIS(None)))
+    assert [share.tokens for share in found.outside.values()] == [0.0] * 5

@@ -45,9 +45,12 @@ def test_what_a_run_leaves_behind(train, config, task, tmp_path):
     names = {
         "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio",
         "entropy", "clip_ratio/region_mean", "grad_norm", "learning_rate", "step_time", "num_tokens",
-        "sampling/kept_share", "sampling/sampling_logp_difference/mean",
+        "sampling/kept_share", "sampling/sampling_logp_difference/mean", "mismatch/kl_k3", "mismatch/ess_sequence",
+        "mismatch/ess_current",
     }  # fmt: skip
     assert all(names <= row.keys() for row in metrics[1:])
+    # Sampler and trainer are one program: they differ by rounding.
+    assert all(row["mismatch/ess_sequence"] > 1 - 1e-9 and row["mismatch/kl_k3"] < 1e-9 for row in metrics[1:])
 
     rollouts = lines(directory / "rollouts.jsonl")
     assert len(rollouts) == config.steps * config.logged_groups * config.num_generations
@@ -109,6 +112,16 @@ def test_every_recipe_trains(train, config, tmp_path, name):
     rows = lines(tmp_path / "run" / "rollouts.jsonl")
     assert any(row["off_policy"] for row in rows) if name == "luffy" else "off_policy" not in rows[0]
     assert isinstance(rows[0]["advantage"], list) == (name == "reinforce_pp")
+
+
+def test_the_scale_of_the_learning_rate_is_in_metrics_and_checkpoint(train, config, tmp_path):
+    train(config.with_settings(["recipe=vcpo", "lr_control.base=1", "lr_control.scale=linear"]))
+    rows = lines(tmp_path / "run" / "metrics.jsonl")[1:]
+    assert all(0 < row["lr_scale"] <= 1 for row in rows)
+    state = json.loads((tmp_path / "run" / "checkpoint" / "controllers.json").read_text())
+    assert 0 < state["lr_scale"]["coefficient"] <= 1
+    with pytest.raises(gk.InputError, match="scale='log'"):
+        config.with_settings(["lr_control.scale=log"])
 
 
 @pytest.mark.parametrize("control", ["kl", "entropy"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .objective import Column, Columns, ratio
+from .objective import LIMIT, Column, Columns, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ def trust_region_mask(rows: Rows, delta: float, kind: str, level: str, policy: s
     """1 where k2 or k3 of ρ, its maximum, mean or sum over the sequence, is at most δ (after 2512.23075)."""
     out = []
     for row in rows:
-        k = [d * d / 2 if kind == "k2" else ratio(d) - 1 - d for d in log_ratios(row, policy)]
+        k = [d * d / 2 if kind == "k2" else ratio(d) - 1 - min(d, LIMIT) for d in log_ratios(row, policy)]
         if k and level != "token":
             k = [{"worst": max(k), "mean": math.fsum(k) / len(k), "sum": math.fsum(k)}[level]] * len(k)
         out.append([float(k_t <= delta) for k_t in k])

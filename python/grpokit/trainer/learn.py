@@ -82,7 +82,8 @@ class Learner:
             "entropy": entropy,
             "sampling/sampling_logp_difference/mean": gap.mean().item(),
             "sampling/sampling_logp_difference/max": gap.max().item(),
-            "learning_rate": config.learning_rate,
+            "mismatch/ess_last": measured[-1]["mismatch/ess_current"],
+            "learning_rate": config.learning_rate * means.get("lr_scale", 1.0),
             "updates": len(measured),
         }
 
