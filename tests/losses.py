@@ -94,7 +94,7 @@ CORRECTIONS = {
     "tis": (TIS(1.1),),
     "icepop": (IcePop(0.8, 1.3),),
     "wtrs": (WTRS(0.5, 2.0),),
-    "both": (TIS(1.1, low=0.9, level="geometric"), WTRS(0.5, 2.0)),
+    "both": (TIS(1.1, low=0.9), WTRS(0.5, 2.0)),
 }
 # Parameters with which each drops some of the tokens of `table`, and not all.
 WEIGHTS = {

@@ -109,7 +109,7 @@ def test_everything_is_where_targets_are():
     with torch.device("meta"):
         batch = padded(d)
         parts = batch.split(20)
-        for r in (gk.recipe("grpo"), gk.recipe("dapo", max_len=9).replace(correct=(gk.TIS(), gk.IcePop()))):
+        for r in (gk.recipe("grpo"), gk.recipe("dapo", max_len=9).replace(correct=(gk.TIS(), gk.WTRS()))):
             for part in parts:
                 x = d["logits"][part.span].clone().requires_grad_()
                 out = gk.loss.from_logits(x, part, recipe=r)

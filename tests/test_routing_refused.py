@@ -155,7 +155,7 @@ BAD = {
         (record_and_replay(lambda m, b: gk.RoutingRecord(own(m, b).experts, 9)), ["3 layers, 2 of 8"]),
         (record_and_replay(lambda m, b: gk.RoutingRecord(own(m, b).experts[..., :1], 8)), ["1 of 8", "2 of 8"]),
         (record_and_replay(lambda m, b: gk.RoutingRecord(own(m, b).experts[:, :, 1:], 8)), ["2 layers", "3 layers"]),
-        (record_and_replay(lambda m, b: gk.RoutingRecord(own(m, b).experts, 8, None, "abc")), ["('a', 'b', 'c')"]),
+        (record_and_replay(lambda m, b: gk.RoutingRecord(own(m, b).experts, 8, None, "abc")), ["('abc',)"]),
         (record_and_replay(own, weights=True), ["with weights", "weights=True"]),
     ],
 }  # fmt: skip
