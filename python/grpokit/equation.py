@@ -170,7 +170,7 @@ def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
     weights, dropped = _weigh(settled.weights, settled.dropped, late, tokens, whole.ranks)
     if term.aggregate.over == "kept":
         return _shared(term, weights, dropped, tokens, whole.ranks)
-    return _Settled(weights, dropped, settled.share, _left(weights, tokens))
+    return _Settled(weights, dropped, settled.share, _left(term, weights, tokens))
 
 
 def synchronize(batch: TokenBatch, recipe: Recipe, group: Any, *, average: bool) -> None:
@@ -230,12 +230,13 @@ def _shared(term: Term, weights: Tensor, dropped: dict[str, Tensor], tokens: Tok
         lengths = kept_S.repeat_interleave(tokens.lengths, output_size=len(weights))
     # A denominator is 0 only for tokens that are not kept, and nothing reads those.
     share = factor / term.aggregate.denominator(counts, lengths.double())
-    return _Settled(weights, dropped, share, _left(weights, tokens))
+    return _Settled(weights, dropped, share, _left(term, weights, tokens))
 
 
-def _left(weights: Tensor, tokens: Tokens) -> Segments | None:
+def _left(term: Term, weights: Tensor, tokens: Tokens) -> Segments | None:
+    """The tokens that the weights leave; None is all, which is not asked of the device where there is no weight."""
     there = weights != 0
-    return None if bool(there.all()) else Segments.of(there, tokens.lengths)
+    return None if not term.weigh or bool(there.all()) else Segments.of(there, tokens.lengths)
 
 
 def _key(term: Term) -> Any:
