@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import grpokit as gk
 from grpokit.loss import coefficients, from_logps
 from grpokit.reference import mismatch as reference
-from grpokit.stages import EXAMPLES
+from grpokit.stages import EXAMPLES, REGISTRY, load
 from grpokit.tokens import Tokens
 from tests.losses import ALL_WEIGHTS, BONUSES, RECIPES, WEIGHED, current, padded, recipe, run, same, table
 
@@ -259,6 +259,13 @@ def test_who_reads_what_is_not_there():
         from_logps(d["logps"], padded(d, rollout_logps=None), recipe(correct=(gk.TIS(),)))
     assert caught.value.kind == "missing_token_column"
     assert "TIS reads 'rollout_logps'" in str(caught.value)
+
+
+def test_every_correction_is_in_these_tests():
+    load()
+    ours = {name for name, cls in REGISTRY["correct"].items() if cls.__module__.startswith("grpokit.")}
+    assert ours - {"IcePop"} == {type(weight).__name__ for weight in ALL_WEIGHTS.values()} - {"IcePop"}
+    assert ours == set(reference.WEIGHTS)
 
 
 @pytest.mark.parametrize("name", ALL_WEIGHTS)
