@@ -139,7 +139,8 @@ def page() -> str:
 CORRECTIONS = """Stage 5. Masks go with any recipe, several at once. Weights of ρ (TIS, IcePop, MIS, KPop) go one at a time with any recipe
 whose ratio is taken against π_old; those of recipes against the sampler (`oapl`, `dppo`, `m2po_clip`) are in the ratio.
 "Made" follows from what it reads: once a step where all are constants, in each forward pass where the current policy is
-read, in a first pass where the whole batch of it is."""
+read, in a first pass where the whole batch of it is. Without `old_logps` π_old is the current policy, and so is what is
+made of it."""
 WHOLE = """## What sees the whole batch
 
 ClipCov, TopCovariance, M2POClip, S2TMask, TopEntropy and M2POMask rank or average over the optimizer step. With
@@ -179,8 +180,9 @@ VCPO (arXiv:2602.17616) scales an update's learning rate by √ESS of its answer
     log ESS = 2 LSE(log w) − LSE(2 log w) − log B,   η ← η √min(1, ESS / base)
 
 `--set recipe=vcpo --set lr_control.base=1`, or `gk.ESSLearningRate` in your own loop with `out.log_weights` of the losses;
-the factor is the metric `lr_scale`, and `learning_rate` is what came out. The released code takes exponentials in fp32: weights that overflow make ESS NaN there,
-and the step its full size. Here they meet the smallest step, with base 1 a factor of 1/√B.
+the factor is the metric `lr_scale`, and `learning_rate` is what came out. The released code takes exponentials in fp32:
+weights that overflow make ESS NaN there, and the step its full size. Here they meet the smallest step, with base 1 a
+factor of 1/√B.
 
 Its baseline b = Σ W R / Σ W, W = w² ‖∇ log π(o)‖², is `gk.MinimumVarianceBaseline`; the squared norms are a column
 `score_norm` of yours, or computed by the trainer (`recipe.baseline=minimum_variance`). They are a forward and a backward

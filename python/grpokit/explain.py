@@ -57,7 +57,7 @@ CONSTANTS = frozenset({"old_logps", "rollout_logps", "ref_logps", "advantages", 
 def made(stage: Correct) -> str:
     """When a weight is made, which follows from what it reads and its scope."""
     if stage.reads <= CONSTANTS:
-        return "once a step, before its first update (without old_logps in each pass)"
+        return "once a step, before its first update"
     if stage.scope == "batch":
         return "in a first pass over the whole step (grpokit.loss.observe)"
     return "in each forward pass"
