@@ -100,6 +100,8 @@ CORRECTIONS = {
 WEIGHTS = {
     "tis_sequence": TIS(1.1, level="sequence"),
     "tis_open": TIS(None),
+    "tis_normalized": TIS(1.1, normalize=True),
+    "tis_sequence_normalized": TIS(1.1, level="sequence", normalize=True),
     "mis": MIS(1.6, 0.6),
     "mis_geometric": MIS(1.1, level="geometric"),
     "kpop": KPop(0.01),
@@ -130,6 +132,7 @@ LATE_WEIGHTS = {
 # Those that read it on the whole batch.
 BATCH_WEIGHTS = {
     "m2po_mask_current": M2POMask(0.02, policy="current"),
+    "tis_normalized_current": TIS(1.1, normalize=True, policy="current"),
     "clip_cov": ClipCov(0.2, 0.05, 5.0, 0.2, 0.2),
     "top_covariance": TopCovariance(0.2),
     "m2po_clip": M2POClip(0.005, 0.0, 0.0),

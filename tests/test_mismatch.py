@@ -33,7 +33,9 @@ def test_weights_are_the_references(pairs):
     tokens = tokens.only(None, **columns)
     tis, icepop = gk.TIS(2.0).weight(tokens), gk.IcePop(0.5, 5.0).weight(tokens)
     rows = [{name: x.tolist() for name, x in columns.items()}]
-    assert tis.tolist() == pytest.approx(reference.tis(rows, 2.0, None, "token", "old")[0], rel=1e-14)
+    assert tis.tolist() == pytest.approx(
+        reference.tis(rows, cap=2.0, low=None, level="token", normalize=False, policy="old")[0], rel=1e-14
+    )
     assert icepop.tolist() == pytest.approx(reference.icepop(rows, 0.5, 5.0, "old")[0], rel=1e-14)
 
 

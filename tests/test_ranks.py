@@ -55,7 +55,13 @@ SHARED = {
 }
 # What looks at the whole batch of all ranks, and what is counted of the current policy.
 SHARED |= {
-    name: WEIGHED[name] for name in (*(f"weight_{name}" for name in BATCH_WEIGHTS), "weight_m2po_mask", "kl_cov")
+    name: WEIGHED[name]
+    for name in (
+        *(f"weight_{name}" for name in BATCH_WEIGHTS),
+        "weight_m2po_mask",
+        "weight_tis_sequence_normalized",
+        "kl_cov",
+    )
 }
 SHARED |= {name: WEIGHED[name] for name in ("weight_opsm", "weight_dppo_tv", "weight_icepop_current")}
 SHARED["clip_cov_live"] = recipe(correct=(BATCH_WEIGHTS["clip_cov"],), extra=BONUSES)

@@ -155,7 +155,7 @@ class Recipe:
                 why = f"{' and '.join(type(w).__name__ for w in weights)} both multiply by a ratio to the sampler"
             elif inside and self.ratio == "rollout":
                 why = f"ratio='rollout' has the sampler in the ratio of {type(term.objective).__name__} already"
-            elif term.objective.folds and stage.scope != "token":
+            elif term.objective.folds and getattr(stage, "level", "token") != "token":
                 folds = type(term.objective).__name__
                 why = f"{folds} multiplies the weights of all tokens, and that of a sequence is at each of them"
             elif inside and getattr(stage, "policy", "old") == "current":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .errors import error
 from .objective.columns import clip, ratio, where
-from .parameters import check_choice, check_number
+from .parameters import check_choice, check_flag, check_number
 from .stages import Bounds, Correct, Level, register
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ class TIS(Mismatch):
     level : {"token", "sequence", "geometric"}
         ρ of the token; the product over its sequence (unbiased for whole answers, with heavy tails); or their geometric
         mean.
+    normalize : bool
+        Divides by the batch's mean weight, of tokens or of sequences, so that a correction is no change of the learning
+        rate.
     policy : {"old", "current"}
         ρ = π_old / π_rollout, or u = π / π_rollout.
 
@@ -132,12 +135,14 @@ class TIS(Mismatch):
     cap: float | None = 2.0
     low: float | None = None
     level: Literal["token", "sequence", "geometric"] = "token"
+    normalize: bool = False
     policy: Policy = field(default="old", kw_only=True)
     importance: ClassVar[bool] = True
     sources: ClassVar[Mapping[str, str]] = {
         "cap": "the authors' runs: 2 (0.5B) and 8 (32B); slime, open-instruct, verl: 2, TRL: 3, ROLL: 1.2",
         "low": "off (slime's second bound is 0 by default)",
         "level": "the authors' (verl's dataclass: sequence, its YAML: none)",
+        "normalize": "off; verl's `rollout_is_batch_normalize`, slime's `tis_batch_normalize`",
         "policy": "the trainer's own before the update, as the authors have it; slime's first version took the current",
     }
 
@@ -145,17 +150,19 @@ class TIS(Mismatch):
         super().__post_init__()
         check_bounds(self, "low", "cap")
         check_choice(self, "level", ("token", "sequence", "geometric"))
+        check_flag(self, "normalize")
 
     @property
     def scope(self) -> Scope:  # type: ignore[override]
-        """The token's, or its sequence's."""
-        return "token" if self.level == "token" else "sequence"
+        """The token's, or its sequence's; the batch's where its mean is taken."""
+        return "batch" if self.normalize else "token" if self.level == "token" else "sequence"
 
     @property
     def equation(self) -> str:  # type: ignore[override]
         """With what is there of bounds and levels."""
         w = self.symbol if self.cap is None else f"min({self.symbol}, cap)"
         w = w if self.low is None else f"max({w}, low)"
+        w = f"{w} / its mean over the batch" if self.normalize else w
         return f"w = {w}{LEVELS[self.level]}, {RATIO[self.policy]}"
 
     @property
@@ -163,7 +170,12 @@ class TIS(Mismatch):
         return Bounds(self.level, self.low, self.cap)
 
     def weight(self, tokens: Tokens) -> Tensor:
-        return clip(ratio(at_level(self.log_ratio(tokens), tokens, self.level)), self.low, self.cap)
+        w = clip(ratio(at_level(self.log_ratio(tokens), tokens, self.level)), self.low, self.cap)
+        if not self.normalize:
+            return w
+        if self.level == "token":
+            return w / w.double().mean()
+        return w * (tokens.lengths > 0).sum() / (w.double() / tokens.length).sum()
 
 
 @register("correct")

@@ -36,14 +36,20 @@ def inside(d: float, low: float | None, high: float | None) -> bool:
     return (low is None or math.log(low) <= d) and (high is None or d <= math.log(high))
 
 
-def tis(rows: Rows, cap: float | None, low: float | None, level: str, policy: str) -> list[list[float]]:
-    """min(ρ, C), and at least `low` (Yao et al. 2025; 2110.00641 without a cap)."""
+def tis(
+    rows: Rows, *, cap: float | None, low: float | None, level: str, normalize: bool, policy: str
+) -> list[list[float]]:
+    """min(ρ, C), and at least `low` (Yao et al. 2025; 2110.00641 without a cap); over its mean where that is said."""
     out = []
     for row in rows:
         weights = [ratio(d) for d in at_level(log_ratios(row, policy), level)]
         weights = weights if cap is None else [min(w, cap) for w in weights]
         out.append(weights if low is None else [max(w, low) for w in weights])
-    return out
+    if not normalize:
+        return out
+    counted = [w for row in out for w in row] if level == "token" else [row[0] for row in out if row]
+    mean = math.fsum(counted) / max(len(counted), 1)
+    return [[w / mean for w in row] for row in out]
 
 
 def icepop(rows: Rows, low: float, high: float, policy: str) -> list[list[float]]:
