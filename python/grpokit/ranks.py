@@ -54,24 +54,21 @@ class Ranks:
 
         own = dist.get_rank(self.group)
         names = sorted(name for name in reader.reads | ALWAYS if name in tokens)
-        parts = {"lengths": self._gather(tokens.lengths)} | {
-            name: self._gather(getattr(tokens, name)) for name in names
-        }
-        sizes = [int(lengths.sum()) for lengths in parts["lengths"]]
-        columns = {name: torch.cat(parts[name]) for name in names}
+        one = tokens.lengths.new_full((1,), len(tokens.lengths))
+        rows = self._gather(one, [1] * dist.get_world_size(self.group))
+        lengths = self._gather(tokens.lengths, [int(n) for n in rows])
+        sizes = [int(of_rank.sum()) for of_rank in lengths]
+        columns = {name: torch.cat(self._gather(getattr(tokens, name), sizes)) for name in names}
         start = sum(sizes[:own])
-        return Tokens(columns, torch.cat(parts["lengths"])), slice(start, start + sizes[own])
+        return Tokens(columns, torch.cat(lengths)), slice(start, start + sizes[own])
 
-    def _gather(self, x: Tensor) -> list[Tensor]:
-        """Each rank's column; they may differ in length."""
+    def _gather(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
+        """Each rank's column, of these lengths."""
         import torch.distributed as dist
 
-        size = x.new_full((1,), len(x), dtype=torch.int64)
-        sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(sizes, size, group=self.group)
-        longest = max(int(n) for n in sizes)
-        padded = torch.zeros(longest, dtype=torch.uint8 if x.dtype == torch.bool else x.dtype, device=x.device)
+        dtype = torch.uint8 if x.dtype == torch.bool else x.dtype
+        padded = torch.zeros(max(sizes), dtype=dtype, device=x.device)
         padded[: len(x)] = x
         found = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(found, padded, group=self.group)
-        return [part[: int(n)].to(x.dtype) for part, n in zip(found, sizes, strict=True)]
+        return [part[:n].to(x.dtype) for part, n in zip(found, sizes, strict=True)]
