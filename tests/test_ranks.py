@@ -34,6 +34,13 @@ for name, r in SHARED.items():
         loss, x, _ = run(batch, steered(r), d, split=20 if rank else None)
         found[name, reduction] = loss, x
 
+# A rank without any sequence, and both without one.
+for name, rows in (("alone", range(7) if rank == 0 else []), ("nobody", [])):
+    d = {k: x[list(rows)] for k, x in table(2).items()}
+    batch = padded(d, rollout_ids=torch.tensor(list(rows), dtype=torch.int64))
+    batch.synchronize(SHARED["weight_clip_cov"], reduction="sum")
+    found[name] = run(batch, SHARED["weight_clip_cov"], d)[1]
+
 # What was observed before the ranks agreed does not count.
 early = padded(rows_of(rank), rollout_ids=torch.tensor(RANKS[rank]))
 r = SHARED["weight_s2t"]
@@ -93,6 +100,9 @@ def test_two_ranks_are_one_process(tmp_path):
             worker.kill()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert [part["other"] for part in found] == ["not_synchronized"] * 2
+    alone = run(padded(table(2)), SHARED["weight_clip_cov"], table(2))[1]
+    torch.testing.assert_close(found[0]["alone"], alone, rtol=1e-12, atol=1e-14)
+    assert [len(found[1]["alone"]), len(found[0]["nobody"])] == [0, 0]
     whole = run(padded(table(2)), SHARED["weight_s2t"], table(2))[1]
     for rank in (0, 1):
         torch.testing.assert_close(found[rank]["early"], whole[RANKS[rank]], rtol=1e-12, atol=1e-14)
