@@ -119,7 +119,13 @@ def test_every_way_to_run_experts(experts):
     replayed, replayed_gradients = gradients(model, batch, record)
     assert torch.equal(own, logits)
     assert torch.equal(own, replayed)
-    same_bits(own_gradients, replayed_gradients)
+    if experts == "eager":
+        same_bits(own_gradients, replayed_gradients)
+    else:
+        # Their backward passes add up by threads, in an order that is not fixed: a few roundings of the largest entry.
+        assert own_gradients.keys() == replayed_gradients.keys()
+        for name, g in own_gradients.items():
+            torch.testing.assert_close(replayed_gradients[name], g, rtol=0, atol=2**-18 * float(g.abs().max()))
 
 
 def test_batches_are_records(qwen):
