@@ -74,6 +74,24 @@ def test_m2po_clips_within_its_budget():
         assert (floored[(d > math.log(0.7)) & (d < math.log(1.5))] == 1).all()
 
 
+def test_m2po_at_its_budget_closes_nothing():
+    """mean = τ is within it; the largest value alone would not be."""
+    tokens = Tokens({"log_ratio": torch.tensor([0.75, 0.25]), "advantages": torch.ones(2)}, torch.tensor([2]))
+    assert gk.M2POClip((0.75**2 + 0.25**2) / 2, 0.0, 0.0).weight(tokens).tolist() == [1, 1]
+    assert gk.M2POClip((0.75**2 + 0.25**2) / 2 - 1e-9, 0.0, 0.0).weight(tokens).tolist() == [0, 1]
+
+
+def test_dppos_kl_is_from_the_sampler_to_the_policy():
+    """D(q ‖ p) of q = 0.5, p = 0.9 is 0.511, and D(p ‖ q) is 0.368."""
+    columns = {
+        "logps": torch.tensor([0.9]).log(),
+        "rollout_logps": torch.tensor([0.5]).log(),
+        "advantages": torch.ones(1),
+    }
+    kept = [gk.DPPOMask(1.0, high, "kl").weight(Tokens(columns, torch.tensor([1]))).item() for high in (0.5, 0.52)]
+    assert kept == [0, 1]
+
+
 def test_m2po_masks_down_to_its_budget():
     """The mean of the kept is below τ, one more value would be too much, and a wider τ keeps more."""
     for seed in range(20):

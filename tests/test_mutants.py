@@ -135,6 +135,7 @@ def plant(place, mutant):
     assert source.count(old) == 1, mutant
     (place / "grpokit" / file).write_text(source.replace(old, new))
     # What is nearest to the fault first.
-    first = sorted(TESTS, key=lambda name: (name == "objective/test_derivatives.py") != file.startswith("objective/"))
+    formulas = file.startswith(("objective/", "mismatch", "rejection", "drift", "token_selection"))
+    first = sorted(TESTS, key=lambda name: (name == "objective/test_derivatives.py") != formulas)
     options = ["-xq", "--import-mode=importlib", "-p", "no:cacheprovider", "-o", f"pythonpath={place}"]
     return [*options, f"--rootdir={place}", "-c", os.devnull, *(str(place / "tests" / name) for name in first)]

@@ -47,6 +47,11 @@ r = SHARED["weight_s2t"]
 for part in early.split(20):
     losses.observe(rows_of(rank)["logits"][part.span], part, r)
 early.synchronize(r, reduction="sum")
+try:
+    part = early.split(20)[0]
+    losses.from_logits(rows_of(rank)["logits"][part.span], part, r)
+except StateError as problem:
+    found["stale"] = problem.kind
 found["early"] = run(early, r, rows_of(rank), split=20 if rank else None)[1]
 
 try:
@@ -100,6 +105,7 @@ def test_two_ranks_are_one_process(tmp_path):
             worker.kill()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert [part["other"] for part in found] == ["not_synchronized"] * 2
+    assert [part["stale"] for part in found] == ["not_observed"] * 2
     alone = run(padded(table(2)), SHARED["weight_clip_cov"], table(2))[1]
     torch.testing.assert_close(found[0]["alone"], alone, rtol=1e-12, atol=1e-14)
     assert [len(found[1]["alone"]), len(found[0]["nobody"])] == [0, 0]

@@ -46,6 +46,20 @@ def agree(batch, r, now):
 
 
 @pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("name", RECIPES | WEIGHED)
+def test_every_weight_is_the_references(name, per_token):
+    for seed in range(4):
+        d = table(seed, near=0.15 + 0.1 * seed, per_token=per_token)
+        for batch in (padded(d), padded(d, old_logps=None)):
+            r = (RECIPES | WEIGHED)[name]
+            result = agree(batch, r, current(batch, d))
+            rows, x = ragged(batch, current(batch, d))
+            w = reference.weights(rows, described(r), reference.terms(described(r))[0], x)
+            expected = torch.tensor([v for row in w for v in row], dtype=torch.float64)
+            torch.testing.assert_close(result.weights, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("correct", CORRECTIONS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_eager_is_the_closed_form(name, correct, per_token):
