@@ -59,7 +59,7 @@ MUTANTS = [
     ("mismatch.py", "(binary_kl(q, p) > self.phi)", "(binary_kl(p, q) > self.phi)"),
     ("mismatch.py", "-log_p.expm1(), -log_q.expm1()", "1 - log_p, 1 - log_q"),
     ("rejection.py", "return where(dropped, 0.0, shown)", "return where(dropped, 0.0, 1.0)"),
-    ("rejection.py", "any_of(outside(d, low, high), tokens, d)", "outside(d, low, high)"),
+    ("rejection.py", "any_of(outside(d, self.low, self.high), tokens, d)", "outside(d, self.low, self.high)"),
     ("rejection.py", "most = clip(d, None, LIMIT)", "most = d"),
     ("rejection.py", 'tokens.mean if self.level == "mean" else tokens.total', "tokens.total"),
     ("drift.py", "(tokens.advantages < 0) & (drift", "(tokens.advantages > 0) & (drift"),

@@ -7,15 +7,11 @@ Writes recipes.{json,md}; runs that are in recipes.json already, from the same c
     make bench-recipes ARGS="grpo dapo"   # some of them
 """
 
-import json
-import multiprocessing
-import os
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from timing import RESULTS, machine
-from training import train, warm
+from training import all_runs, described, train
 
 from grpokit.stages import EXAMPLES, REGISTRY, load
 
@@ -102,27 +98,19 @@ def main():
     known = [name for name, make in REGISTRY["recipe"].items() if make.__module__.startswith("grpokit.")]
     names = sys.argv[1:] or known
     about = machine("make bench-recipes", ["torch", "transformers"])
-    path = RESULTS / "recipes.json"
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    runs = old.get("runs", []) if old.get("commit") == about["commit"] else []
-    there = {(run["recipe"], run["rate"], run["seed"]) for run in runs}
     wanted = [(name, rate, seed) for name in names for seed in SEEDS for rate in RATES]
-    wanted = [one for one in wanted if one not in there]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        weights = dict(zip(SEEDS, pool.map(warm, SEEDS), strict=True))
-        waiting = [pool.submit(run, *one, weights[one[2]]) for one in wanted]
-        for done, future in enumerate(as_completed(waiting), 1):
-            runs.append(future.result())
-            last = runs[-1]
-            name = f"{last['recipe']} lr {last['rate']:g} seed {last['seed']}"
-            print(f"{done}/{len(wanted)} {name}: {last['after']}", flush=True)
-            runs.sort(key=lambda run: (known.index(run["recipe"]), run["rate"], run["seed"]))
-            path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+    runs = all_runs(
+        RESULTS / "recipes.json",
+        about,
+        ("recipe", "rate", "seed"),
+        wanted,
+        run=run,
+        order=lambda run: (known.index(run["recipe"]), run["rate"], run["seed"]),
+    )
     before = {run["seed"]: run["before"] for run in runs}
     given = [f"{name} {EXAMPLES[name]}" for name in known if set(EXAMPLES[name]) - {"max_len"}]
-    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
     text = PAGE.format(
-        about=f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {versions}; commit {about['commit']}",
+        about=described(about),
         steps=STEPS,
         seeds=len(SEEDS),
         last=LAST,

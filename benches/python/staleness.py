@@ -9,15 +9,11 @@ same commit, are not repeated.
     make bench-staleness ARGS="grpo vespo"    # some of the arms
 """
 
-import json
-import multiprocessing
-import os
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from timing import RESULTS, machine
-from training import train, warm
+from training import all_runs, described, train
 
 # Arm → recipe, its parameters, further settings, what it is.
 ARMS = {
@@ -97,22 +93,16 @@ def main():
     """All runs, two at a time."""
     names = sys.argv[1:] or list(ARMS)
     about = machine("make bench-staleness", ["torch", "transformers"])
-    path = RESULTS / "staleness.json"
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    runs = old.get("runs", []) if old.get("commit") == about["commit"] else []
-    there = {(run["arm"], run["n"], run["rate"], run["seed"]) for run in runs}
     wanted = [(arm, n, rate, seed) for seed in SEEDS for rate in RATES for n in MINIBATCHES for arm in names]
-    wanted = [one for one in wanted if one not in there]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        weights = dict(zip(SEEDS, pool.map(warm, SEEDS), strict=True))
-        waiting = [pool.submit(run, *one, weights[one[3]]) for one in wanted]
-        for done, future in enumerate(as_completed(waiting), 1):
-            runs.append(future.result())
-            last = runs[-1]
-            where = f"{last['arm']} N={last['n']} lr {last['rate']:g} seed {last['seed']}"
-            print(f"{done}/{len(wanted)} {where}: {last['pass@1']}", flush=True)
-            runs.sort(key=lambda run: (list(ARMS).index(run["arm"]), run["n"], run["rate"], run["seed"]))
-            path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+    arms = list(ARMS)
+    runs = all_runs(
+        RESULTS / "staleness.json",
+        about,
+        ("arm", "n", "rate", "seed"),
+        wanted,
+        run=run,
+        order=lambda run: (arms.index(run["arm"]), run["n"], run["rate"], run["seed"]),
+    )
     write(about, runs)
 
 
@@ -128,9 +118,8 @@ def write(about, runs):
             if shares:
                 scale = f" (factor {statistics.fmean(scales):.2f})" if scales else ""
                 ess.append(f"{arm} N = {n}: {statistics.fmean(shares):.2f}{scale}")
-    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
     text = PAGE.format(
-        about=f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {versions}; commit {about['commit']}",
+        about=described(about),
         updates=UPDATES,
         seeds=len(SEEDS),
         before=", ".join(f"{before[seed]:.3f}" for seed in sorted(before)),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._recipe import check_recipe
 from .errors import error
 from .objective.columns import stop
 from .parameters import check_number
@@ -249,7 +250,6 @@ class TokenBatch:
             `bad_parameter`; `not_across_ranks` where an objective, and not a weight, reads the whole batch;
             `missing_token_column` where a weight draws by lot and the batch has no `rollout_ids` of its own.
         """
-        from ._recipe import check_recipe
         from .equation import synchronize
 
         check_recipe(recipe)
@@ -284,8 +284,6 @@ class TokenBatch:
 
         Then `grpokit.loss.observe` is called on every part first.
         """
-        from ._recipe import check_recipe
-
         check_recipe(recipe)
         return any(
             term.objective.scope == "batch"

@@ -25,9 +25,34 @@ if TYPE_CHECKING:
 Against = Literal["rollout", "old"]
 
 
+class Drift(Correct):
+    """A mask that reads the advantage with how far the current policy is from another one.
+
+    Attributes
+    ----------
+    against : {"rollout", "old"}
+        The other one.
+    """
+
+    against: Against
+
+    def __post_init__(self) -> None:
+        check_choice(self, "against", ("rollout", "old"))
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """The current policy, so that it is made anew in each forward pass."""
+        return frozenset({"advantages", "logps", f"{self.against}_logps"})
+
+    def other(self, tokens: Tokens) -> Tensor:
+        """(T,): the other's log-probs."""
+        found: Tensor = getattr(tokens, f"{self.against}_logps")
+        return found
+
+
 @register("correct")
 @dataclass(frozen=True)
-class OPSM(Correct):
+class OPSM(Drift):
     """Off-policy sequence mask: drops what is pushed down and has drifted (DeepSeek-V3.2, arXiv:2512.02556, eq. 9).
 
     Parameters
@@ -66,13 +91,8 @@ class OPSM(Correct):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number(self, "delta", more_than=0)
-        check_choice(self, "against", ("rollout", "old"))
-
-    @property
-    def reads(self) -> frozenset[str]:  # type: ignore[override]
-        """The current policy, so that it is made anew in each forward pass."""
-        return frozenset({"advantages", "logps", f"{self.against}_logps"})
 
     @property
     def equation(self) -> str:  # type: ignore[override]
@@ -80,13 +100,13 @@ class OPSM(Correct):
         return f"w = 0 where A < 0 and mean_t log(π_{self.against} / π) > δ, else 1"
 
     def weight(self, tokens: Tokens) -> Tensor:
-        drift = tokens.mean(getattr(tokens, f"{self.against}_logps") - tokens.logps)
+        drift = tokens.mean(self.other(tokens) - tokens.logps)
         return kept((tokens.advantages < 0) & (drift > self.delta), drift)
 
 
 @register("correct")
 @dataclass(frozen=True)
-class DPPOMask(Correct):
+class DPPOMask(Drift):
     """Drops a token that A pushes further away from the sampler than δ allows (DPPO, arXiv:2602.04879, eqs. 12, 14).
 
     With p = π(token) and q = π_rollout(token): kind "tv" compares |p − q|, "kl" the binary KL
@@ -129,15 +149,10 @@ class DPPOMask(Correct):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number(self, "low", more_than=0)
         check_number(self, "high", more_than=0)
         check_choice(self, "kind", ("tv", "kl"))
-        check_choice(self, "against", ("rollout", "old"))
-
-    @property
-    def reads(self) -> frozenset[str]:  # type: ignore[override]
-        """The current policy, so that it is made anew in each forward pass."""
-        return frozenset({"advantages", "logps", f"{self.against}_logps"})
 
     @property
     def equation(self) -> str:  # type: ignore[override]
@@ -148,7 +163,7 @@ class DPPOMask(Correct):
         return f"w = 0 where {D} > high, A > 0, π > {q}, or {D} > low, A < 0, π < {q}; else 1{kl}"
 
     def weight(self, tokens: Tokens) -> Tensor:
-        A, p, q = tokens.advantages, tokens.logps, getattr(tokens, f"{self.against}_logps")
+        A, p, q = tokens.advantages, tokens.logps, self.other(tokens)
         far = (p.exp() - q.exp()).abs() if self.kind == "tv" else binary_kl(q, p)
         dropped = ((A > 0) & (p > q) & (far > self.high)) | ((A < 0) & (p < q) & (far > self.low))
         return kept(dropped, far)
@@ -185,7 +200,6 @@ class M2POMask(Mismatch):
 
     tau: float = 0.04
     policy: Policy = field(default="old", kw_only=True)
-    scope: ClassVar[Scope] = "batch"
     sources: ClassVar[Mapping[str, str]] = {
         "tau": "the authors' page: 0.04 everywhere, insensitive",
         "policy": "AReaL's port (the paper's text: current)",
@@ -194,6 +208,11 @@ class M2POMask(Mismatch):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "tau", more_than=0)
+
+    @property
+    def scope(self) -> Scope:  # type: ignore[override]
+        """The threshold is the batch's."""
+        return "batch"
 
     @property
     def equation(self) -> str:  # type: ignore[override]

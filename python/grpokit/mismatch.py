@@ -44,6 +44,7 @@ class Mismatch(Correct):
     """
 
     policy: Policy
+    level: str = "token"
 
     def __post_init__(self) -> None:
         check_choice(self, "policy", ("old", "current"))
@@ -52,6 +53,11 @@ class Mismatch(Correct):
     def reads(self) -> frozenset[str]:  # type: ignore[override]
         """The log-probs of the two policies."""
         return frozenset({"old_logps" if self.policy == "old" else "logps", "rollout_logps"})
+
+    @property
+    def scope(self) -> Scope:  # type: ignore[override]
+        """The token's, or its sequence's."""
+        return "token" if self.level == "token" else "sequence"
 
     @property
     def symbol(self) -> str:
@@ -154,8 +160,8 @@ class TIS(Mismatch):
 
     @property
     def scope(self) -> Scope:  # type: ignore[override]
-        """The token's, or its sequence's; the batch's where its mean is taken."""
-        return "batch" if self.normalize else "token" if self.level == "token" else "sequence"
+        """The batch's where its mean is taken."""
+        return "batch" if self.normalize else super().scope
 
     @property
     def equation(self) -> str:  # type: ignore[override]
@@ -288,11 +294,6 @@ class MIS(Mismatch):
         check_number(self, "high", more_than=0)
         check_bounds(self, "low", "high")
         check_choice(self, "level", ("sequence", "token", "geometric"))
-
-    @property
-    def scope(self) -> Scope:  # type: ignore[override]
-        """The token's, or its sequence's."""
-        return "token" if self.level == "token" else "sequence"
 
     @property
     def equation(self) -> str:  # type: ignore[override]

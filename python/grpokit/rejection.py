@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .stages import Scope
+    from .stages import Level
     from .tokens import Tokens
 
 MOST = {"token": "", "mean": "mean_t ", "sum": "Σ_t ", "worst": "max_t "}
@@ -37,9 +37,40 @@ def any_of(there: Tensor, tokens: Tokens, like: Tensor) -> Tensor:
     return tokens.total(there.to(like.dtype)) > 0
 
 
+class RatioMask(Mismatch):
+    """What the rules share that compare a sequence's ratio, or each of its tokens', with two bounds."""
+
+    level: Level
+    low: float | None
+    high: float | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds(self, "low", "high", needed=True)
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """With what is there of bounds."""
+        rho = self.symbol
+        compared = {"sequence": f"Π_t {rho}_t", "geometric": f"(Π_t {rho}_t)^(1/T)", "worst": rho}[self.level]
+        every = " at every token" * (self.level == "worst")
+        return f"w = 1 where {within(self.low, self.high, compared)}{every}, else 0, {RATIO[self.policy]}"
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.level, self.low, self.high)
+
+    def weight(self, tokens: Tokens) -> Tensor:
+        d = self.log_ratio(tokens)
+        if self.level == "worst":
+            return kept(any_of(outside(d, self.low, self.high), tokens, d), d)
+        d = at_level(d, tokens, self.level)
+        return kept(outside(d, self.low, self.high), d)
+
+
 @register("correct")
 @dataclass(frozen=True)
-class SequenceMask(Mismatch):
+class SequenceMask(RatioMask):
     """Drops the sequences whose ratio, the product over their tokens, is out of bounds.
 
     Parameters
@@ -66,7 +97,7 @@ class SequenceMask(Mismatch):
     high: float | None
     low: float | None
     policy: Policy = field(default="old", kw_only=True)
-    scope: ClassVar[Scope] = "sequence"
+    level = "sequence"
     example: ClassVar[Mapping[str, Any]] = {"high": 2.0, "low": 0.5}
     sources: ClassVar[Mapping[str, str]] = {
         "high": "given: no source states a number for this form",
@@ -74,27 +105,10 @@ class SequenceMask(Mismatch):
         "policy": "verl's `seq_sum_k1`, decoupled mode",
     }
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bounds(self, "low", "high", needed=True)
-
-    @property
-    def equation(self) -> str:  # type: ignore[override]
-        """With what is there of bounds."""
-        return f"w = 1 where {within(self.low, self.high, f'Π_t {self.symbol}_t')}, else 0, {RATIO[self.policy]}"
-
-    @property
-    def bounds(self) -> Bounds:
-        return Bounds("sequence", self.low, self.high)
-
-    def weight(self, tokens: Tokens) -> Tensor:
-        d = at_level(self.log_ratio(tokens), tokens, "sequence")
-        return kept(outside(d, self.low, self.high), d)
-
 
 @register("correct")
 @dataclass(frozen=True)
-class GeometricMask(Mismatch):
+class GeometricMask(RatioMask):
     """Drops the sequences whose geometric mean of the token ratios is out of bounds.
 
     Liu, Li et al., "When Speed Kills Stability", 2025.
@@ -123,56 +137,17 @@ class GeometricMask(Mismatch):
     low: float | None = 0.999
     high: float | None = 1.001
     policy: Policy = field(default="old", kw_only=True)
-    scope: ClassVar[Scope] = "sequence"
+    level = "geometric"
     sources: ClassVar[Mapping[str, str]] = {
         "low": "verl's preset and NeMo-RL: 0.999 (slime: 0.9999, SkyRL: 0.99)",
         "high": "verl's preset: 1.001 (NeMo-RL: 1.002, slime: 1.0001, SkyRL: 1.01)",
         "policy": "verl's decoupled mode",
     }
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bounds(self, "low", "high", needed=True)
-
-    @property
-    def equation(self) -> str:  # type: ignore[override]
-        """With what is there of bounds."""
-        mean = f"(Π_t {self.symbol}_t)^(1/T)"
-        return f"w = 1 where {within(self.low, self.high, mean)}, else 0, {RATIO[self.policy]}"
-
-    @property
-    def bounds(self) -> Bounds:
-        return Bounds("geometric", self.low, self.high)
-
-    def weight(self, tokens: Tokens) -> Tensor:
-        d = at_level(self.log_ratio(tokens), tokens, "geometric")
-        return kept(outside(d, self.low, self.high), d)
-
-
-class _Worst(Mismatch):
-    """What the two rules about a sequence's worst token share."""
-
-    scope: ClassVar[Scope] = "sequence"
-
-    @property
-    def equation(self) -> str:  # type: ignore[override]
-        """With what is there of bounds."""
-        _, low, high = self.bounds
-        return f"w = 1 where {within(low, high, self.symbol)} at every token, else 0, {RATIO[self.policy]}"
-
-    @property
-    def bounds(self) -> Bounds:
-        raise NotImplementedError
-
-    def weight(self, tokens: Tokens) -> Tensor:
-        _, low, high = self.bounds
-        d = self.log_ratio(tokens)
-        return kept(any_of(outside(d, low, high), tokens, d), d)
-
 
 @register("correct")
 @dataclass(frozen=True)
-class Veto(_Worst):
+class Veto(RatioMask):
     """Drops a sequence if any of its tokens has a ratio below a bound: one impossible token vetoes it.
 
     Parameters
@@ -198,6 +173,8 @@ class Veto(_Worst):
 
     low: float = 1e-4
     policy: Policy = field(default="old", kw_only=True)
+    high = None
+    level = "worst"
     sources: ClassVar[Mapping[str, str]] = {
         "low": "slime's `rs_veto_threshold`, and verl's until it had seq_max_k2: 1e-4",
         "policy": "likewise",
@@ -207,14 +184,10 @@ class Veto(_Worst):
         super().__post_init__()
         check_number(self, "low", more_than=0)
 
-    @property
-    def bounds(self) -> Bounds:
-        return Bounds("worst", self.low, None)
-
 
 @register("correct")
 @dataclass(frozen=True)
-class WTRS(_Worst):
+class WTRS(RatioMask):
     """Worst-token reject sampling: drops a sequence if any of its tokens has a ratio out of bounds.
 
     `Veto` on both sides. The mechanism is in several libraries; the name's own source was not found.
@@ -243,19 +216,12 @@ class WTRS(_Worst):
     low: float | None = 1e-4
     high: float | None = 100.0
     policy: Policy = field(default="old", kw_only=True)
+    level = "worst"
     sources: ClassVar[Mapping[str, str]] = {
         "low": "SkyRL's `outlier_token_is_threshold_low`: 1e-4",
         "high": "SkyRL's `outlier_token_is_threshold_high`: 100",
         "policy": "likewise",
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bounds(self, "low", "high", needed=True)
-
-    @property
-    def bounds(self) -> Bounds:
-        return Bounds("worst", self.low, self.high)
 
 
 @register("correct")
@@ -310,11 +276,6 @@ class TrustRegionMask(Mismatch):
         check_number(self, "delta", more_than=0)
         check_choice(self, "kind", ("k2", "k3"))
         check_choice(self, "level", ("worst", "mean", "sum", "token"))
-
-    @property
-    def scope(self) -> Scope:  # type: ignore[override]
-        """The token's, or its sequence's."""
-        return "token" if self.level == "token" else "sequence"
 
     @property
     def equation(self) -> str:  # type: ignore[override]
