@@ -181,8 +181,8 @@ class Veto(RatioMask):
     }
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_number(self, "low", more_than=0)
+        super().__post_init__()
 
 
 @register("correct")
