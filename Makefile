@@ -9,12 +9,13 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow bench bench-recipes bench-staleness docs fuzz format clean
+.PHONY: help setup train test test-rust test-python test-slow test-peers bench bench-recipes bench-staleness docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
 	@echo "make test       everything that a contributor runs before a change (at most 15 minutes)"
 	@echo "make test-slow  the slow and heavy checks (at most 45 minutes)"
+	@echo "make test-peers what is compared with TRL, verl and Liger, which are installed beside the project"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
@@ -49,14 +50,21 @@ test-python: setup
 	$(BIN)/python -m mypy.stubtest grpokit._native
 	$(BIN)/python -m pytest -q
 
-test-slow: setup
+test-slow: setup test-peers
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/rows
 	$(BIN)/python -m pytest -q -m slow
 
-bench: setup
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .bench --no-deps -r benches/requirements.txt
+test-peers: .peers/.installed
+	PYTHONPATH=.peers $(BIN)/python -m pytest -q -W ignore -m peers tests/peers
+
+.peers/.installed: requirements-peers.txt .venv/.project
+	@rm -rf .peers
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .peers --no-deps -r requirements-peers.txt
+	@touch .peers/.installed
+
+bench: .peers/.installed
 	cargo build --quiet --release --package grpokit-core --example group_path
-	for name in group_path rows packing attempts mismatch_stats ledger files ray_filter routing_replay score_norms; do PYTHONPATH=.bench $(BIN)/python benches/python/$$name.py || exit 1; done
+	for name in group_path rows packing attempts mismatch_stats ledger files ray_filter routing_replay score_norms; do PYTHONPATH=.peers $(BIN)/python benches/python/$$name.py || exit 1; done
 
 bench-recipes: setup
 	$(BIN)/python benches/python/recipes.py $(ARGS)
@@ -85,4 +93,4 @@ format: setup
 	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .bench .fuzz fuzz/target target dist python/grpokit/_native*.so
+	rm -rf .venv .peers .fuzz fuzz/target target dist python/grpokit/_native*.so

@@ -1,0 +1,22 @@
+"""What is compared with the installed TRL, verl and Liger; `make test-peers` installs them."""
+
+import os
+import pathlib
+
+import pytest
+
+# Before any of them is imported: nothing is fetched, nothing is reported, no accelerator is looked for.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TRITON_INTERPRET": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "VERL_FORCE_DEVICE": "cpu",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if pathlib.Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.peers)
