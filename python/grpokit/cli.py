@@ -1,4 +1,4 @@
-"""The command line: `grpokit train`, `filter`, `advantages`, `recipes`.
+"""The command line: `grpokit train`, `filter`, `advantages`, `conform`, `recipes`.
 
 Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
 1 it ran and found something, 2 wrong use or unreadable input, 130 interrupted. Nothing here imports NumPy or torch
@@ -13,6 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from .cli_conform import add_verb
 from .cli_files import add_verbs, filter_
 from .errors import GrpokitError, error
 from .output import drop_output, print_json
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     add_verbs(verbs)
+    add_verb(verbs)
 
     recipes = verbs.add_parser(
         "recipes", help="list the recipes, or explain one", description="Without a name: the recipes and their papers."

@@ -210,6 +210,24 @@ KINDS: dict[str, Kind] = {
         InputError,
         "there is no recipe {given!r}.{nearest} The names are in grpokit.recipe_names(): {known}.",
     ),
+    "bad_implementation": Kind(
+        InputError,
+        "{implementation} {why}. {remedy}",
+    ),
+    "unmapped_argument": Kind(
+        InputError,
+        "{function} has a parameter {name!r} that says nothing to this kit. Say what it is with --map {name}=SOURCE "
+        "({known}), or give it a value with --map {name}=0.2.",
+    ),
+    "uncallable_implementation": Kind(
+        InputError,
+        "{name} could not be called with any form of its arguments; with the likeliest it raised {problem}. "
+        "Say which argument is what with --map, or wrap it in a function with plainer arguments.",
+    ),
+    "unknown_law": Kind(
+        InputError,
+        "There is no law {given!r} of a {kind}.{nearest} The laws are: {known}.",
+    ),
     "unknown_parameter": Kind(
         InputError,
         "{owner} has no parameter {given!r}.{nearest} Its parameters are: {known}.",

@@ -30,7 +30,7 @@ def loss(
     out = [[0.0] * len(current["logps"]) for current in x]
     for term in terms(recipe):
         name, parameters = stage(term["objective"])
-        for i, (s, k, kept) in enumerate(_sequences(rows, recipe, term, frozen)):
+        for i, (s, k, kept) in enumerate(sequences(rows, recipe, term, frozen)):
             values = VALUES[name](_take(x[i], kept), _take(frozen[i], kept), s, **parameters)
             for t, k_t, value in zip(kept, k, values, strict=True):
                 out[i][t] += k_t * value
@@ -42,7 +42,7 @@ def gradient(rows: Sequence[Columns], recipe: Mapping[str, Any], x: Sequence[Col
     out = [{name: [0.0] * len(column) for name, column in current.items()} for current in x]
     for term in terms(recipe):
         name, parameters = stage(term["objective"])
-        for i, (s, k, kept) in enumerate(_sequences(rows, recipe, term, x)):
+        for i, (s, k, kept) in enumerate(sequences(rows, recipe, term, x)):
             for column, slopes in GRADIENTS[name](_take(x[i], kept), s, k, **parameters).items():
                 for t, slope in zip(kept, slopes, strict=True):
                     out[i][column][t] += slope
@@ -75,7 +75,7 @@ def weights(
     return out
 
 
-def _sequences(
+def sequences(
     rows: Sequence[Columns], recipe: Mapping[str, Any], term: Mapping[str, Any], frozen: Sequence[Columns]
 ) -> list[tuple[dict[str, Column], list[float], list[int]]]:
     """Of each row: the constants of the tokens that the weights leave, scale · c · w of each, and which they are.

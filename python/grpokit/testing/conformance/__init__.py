@@ -1,0 +1,1 @@
+"""The laws as tests: `pytest --pyargs grpokit.testing.conformance --impl module:attr --recipe gspo`."""
