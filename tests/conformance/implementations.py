@@ -101,10 +101,6 @@ def keep_of_one_group(rewards):
     return bool(max(rewards) > min(rewards)) and bool(np.isfinite(rewards).all())
 
 
-def kept_rows(rewards, group_ids):
-    return np.flatnonzero(textbook.has_signal(rewards, group_ids))
-
-
 # Misbehaviour.
 def aborts(logps, old_logps, advantages, mask):
     if not mask.any():
