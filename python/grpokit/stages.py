@@ -252,7 +252,8 @@ _HOME = (
     "recipes",
     "recipes_beyond_clip",
     "recipes_off_policy",
-    "compat",
+    "compat.trl",
+    "compat.verl",
 )
 
 T = TypeVar("T", bound=Callable[..., Any])

@@ -4,7 +4,3 @@ In: the other library's own option names. Out: a `Recipe` whose advantages, loss
 fp32. The stages that they need beyond those of the papers are here too, in nothing else's way: each says whose
 convention it is, and docs/compat.md lists every one with its version.
 """
-
-from . import kl, masks, ratios, trl, trl_advantage, verl, verl_advantage, weights
-
-__all__ = ["kl", "masks", "ratios", "trl", "trl_advantage", "verl", "verl_advantage", "weights"]

@@ -64,7 +64,7 @@ class BinaryKLMask(Correct):
         D = q * (log_q - log_p) + (1.0 - q) * ((1.0 - q + TINY) / (1.0 - p + TINY)).log()
         up = tokens.advantages > 0
         # Negated, since D is NaN where a log-prob is above 0, and verl then drops the token.
-        far = where(up, self.high, self.low)
+        far = where(up, self.high, self.low).to(D.dtype)
         return kept(~(far >= D) & where(up, p > q, p < q), log_q - log_p)
 
 
