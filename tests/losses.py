@@ -13,7 +13,7 @@ from grpokit.advantage import Given
 from grpokit.aggregate import Constant, SequenceMean, SequenceSum, TokenMean
 from grpokit.batch import TokenBatch
 from grpokit.compat.kl import CorrectedKL, LimitedKL
-from grpokit.compat.masks import BinaryKLMask, FP32TopEntropy, TokenSum
+from grpokit.compat.masks import BinaryKLMask, FlooredMask, FP32TopEntropy, TokenSum
 from grpokit.compat.ratios import PlainSoftGate, UnlimitedClip, UnlimitedGeometricClip, UnlimitedSequenceClip
 from grpokit.compat.weights import CappedWeight, LimitedGammaWeight
 from grpokit.drift import OPSM, DPPOMask, M2POMask
@@ -129,6 +129,7 @@ WEIGHTS = {
     "trust_region_sum": TrustRegionMask(0.1, "k3", "sum"),
     "trust_region_token": TrustRegionMask(0.02, "k2", "token"),
     "m2po_mask": M2POMask(0.02),
+    "floored_mask": FlooredMask(1.3, 0.8),
 }
 # Those that read the current policy.
 LATE_WEIGHTS = {
@@ -185,6 +186,7 @@ RECIPES = {
         GeometricClip(0.2, 0.3), (IcePop(0.8, 1.3),), SequenceMean(over="kept"), dropped="in_ratio"
     ),
     "vespo_in_ratio": recipe(GammaWeight(), (IcePop(0.8, 1.3),), dropped="in_ratio"),
+    "vespo_floored": recipe(LimitedGammaWeight(), (FlooredMask(1.3, 0.8),), dropped="in_ratio"),
     "vespo_limited": recipe(LimitedGammaWeight(), (TIS(1.1),), dropped="in_ratio"),
     "intellect": recipe(Reinforce(), (IcePop(0.8, 1.3, policy="current"),)),
 }

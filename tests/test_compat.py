@@ -129,7 +129,7 @@ REFUSED = [
     ("trl", {"max_completion_length": 9}, "expected 512: with loss_type='dapo' it has no effect"),
     ("trl", {"reward_weights": (1.0,)}, "with multi_objective_aggregation='sum_then_normalize' it has no effect"),
     ("trl", {"vllm_importance_sampling_clip_max": 2.0}, "with use_vllm=False it has no effect"),
-    ("trl", {"loss_type": "vespo", "use_vllm": True}, "expected 'token_truncate' with loss_type='vespo'"),
+    ("trl", {"loss_type": "vespo", "use_vllm": True}, "or 'token_mask' with loss_type='vespo'"),
     ("trl", {"use_vllm": True, "vllm_importance_sampling_clip_max": None, "vllm_importance_sampling_clip_min": 0.5},
      "clip_max=None; expected a number with .*'sequence_mask' and a lower bound"),
     ("trl", {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": ("a",)},

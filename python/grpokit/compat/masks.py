@@ -5,11 +5,12 @@ In and out as in `grpokit.token_selection`, `grpokit.drift` and `grpokit.aggrega
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from grpokit.aggregate import _Aggregate
-from grpokit.objective.columns import where
+from grpokit.mismatch import RATIO, Mismatch, Policy, check_bounds, outside, within
+from grpokit.objective.columns import ratio, where
 from grpokit.parameters import check_number
 from grpokit.rejection import kept
 from grpokit.stages import Correct, register
@@ -103,6 +104,47 @@ class FP32TopEntropy(Correct):
 
         H = tokens.entropies
         return kept(torch.quantile(H, 1 - self.top_entropy_quantile) > H, H) if len(H) else H
+
+
+@register("correct")
+@dataclass(frozen=True)
+class FlooredMask(Mismatch):
+    """w = ρ where low <= ρ <= high, else 1e-8: TRL 1.16.0's `token_mask` as its `vespo` sees it.
+
+    `vespo` takes the logarithm of the weights, and limits that of a 0 to log 1e-8: the token keeps its own share, and
+    its answer is all but lost.
+
+    Parameters
+    ----------
+    high, low : float or None
+        Of ρ, more than 0; None is no bound.
+    policy : {"old", "current"}
+        ρ = π_old / π_rollout, or u = π / π_rollout.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`.
+    """
+
+    high: float | None
+    low: float | None = None
+    policy: Policy = field(default="old", kw_only=True)
+    importance: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {"high": 3.0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds(self, "low", "high", needed=True)
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """With what is there of bounds."""
+        return f"w = {self.symbol} where {within(self.low, self.high, self.symbol)}, else 1e-8, {RATIO[self.policy]}"
+
+    def weight(self, tokens: Tokens) -> Tensor:
+        d = self.log_ratio(tokens)
+        return where(outside(d, self.low, self.high), TINY, ratio(d))
 
 
 @register("aggregate")

@@ -17,7 +17,7 @@ from grpokit.objective import KL, Entropy
 from grpokit.stages import Advantage, Aggregate, Correct, Objective, fields_of, register
 
 from .kl import CorrectedKL
-from .masks import FP32TopEntropy
+from .masks import FlooredMask, FP32TopEntropy
 from .options import choose, positive, refuse_unread
 from .ratios import PlainSoftGate, UnlimitedClip, UnlimitedSequenceClip
 from .trl_advantage import TRLAdvantage, TRLDecoupled
@@ -211,12 +211,14 @@ def _sampler(given: dict[str, Any]) -> tuple[Correct, ...]:
     name = "vllm_importance_sampling_mode"
     mode, vespo = given[name], given["loss_type"] == "vespo"
     low, high = (given[f"vllm_importance_sampling_clip_{end}"] for end in ("min", "max"))
-    if vespo and mode != "token_truncate":
-        expected = "'token_truncate' with loss_type='vespo' (TRL has 'token_mask' too, which is not covered)"
+    if vespo and not mode.startswith("token_"):
+        expected = "'token_truncate' or 'token_mask' with loss_type='vespo', as in TRL"
         raise error("bad_parameter", owner=OWNER, name=name, given=mode, expected=expected)
     level: Any = mode.split("_")[0]
     if mode.endswith("truncate") or (low is None and high is None):
         return (TIS(high, low, level),)
+    if vespo:
+        return (FlooredMask(high, low),)
     if high is None:
         expected = f"a number with {name}={mode!r} and a lower bound (TRL has None too, which is not covered)"
         raise error(

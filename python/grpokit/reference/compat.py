@@ -10,7 +10,8 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from .mismatch import top_entropy
+from .mismatch import inside, top_entropy
+from .mismatch import log_ratios as ratios_to_sampler
 from .objective import LIMIT, clip_gradient, clip_value, log_ratios, ratio
 from .sequence_objective import (
     geometric_clip_gradient,
@@ -155,6 +156,11 @@ def fp32_top_entropy(rows: Sequence[Columns], top_entropy_quantile: float) -> li
     return top_entropy(rows, top_entropy_quantile)
 
 
+def floored_mask(rows: Sequence[Columns], high: float | None, low: float | None, policy: str) -> list[list[float]]:
+    """ρ where low <= ρ <= high, else 1e-8 (TRL, token_mask in vespo)."""
+    return [[ratio(d) if inside(d, low, high) else 1e-8 for d in ratios_to_sampler(row, policy)] for row in rows]
+
+
 def token_sum(_tokens: int, _N: int, _o_i: int) -> float:
     """1."""
     return 1
@@ -184,6 +190,7 @@ GRADIENTS: dict[str, Callable[..., dict[str, list[float]]]] = {
 WEIGHTS: dict[str, Callable[..., list[list[float]]]] = {
     "BinaryKLMask": binary_kl_mask,
     "FP32TopEntropy": fp32_top_entropy,
+    "FlooredMask": floored_mask,
 }
 DENOMINATORS: dict[str, Callable[..., float]] = {"TokenSum": token_sum}
 FOLDS = frozenset({"LimitedGammaWeight"})
