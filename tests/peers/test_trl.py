@@ -212,3 +212,30 @@ def test_what_a_constant_group_gets():
     out = gk.process({"group_id": [0] * 15, "reward": [0.98] * 15}, gk.recipe("trl"))
     assert 2e-3 < abs(out.advantages).max() < 3e-3
     assert not gk.process({"group_id": [0] * 15, "reward": [0.98] * 15}, "grpo").advantages.any()
+
+
+@pytest.mark.parametrize(("scale", "expected"), [("group", 0.0), ("batch", 0.0), ("none", -3.4e38)])
+def test_an_infinite_reward(scale, expected):
+    """Not replayed, as the docs say: here the row has no reward."""
+    R = [[float("inf")], [0.0], [1.0], [0.0]]
+    theirs = scored(trainer(n=2, rows=4, scale_rewards=scale), R)["advantages"]
+    assert theirs[0] == 0
+    assert float(theirs[1]) == pytest.approx(expected, rel=0.01)
+    assert (theirs[2] == 0) == (scale == "batch")
+    ours = gk.process({"group_id": [0, 0, 1, 1], "reward": [r[0] for r in R]}, gk.recipe("trl", scale_rewards=scale))
+    assert ours.advantages[:2].tolist() == [0.0, 0.0]
+
+
+def test_a_mask_hides_no_nan_there():
+    step = Step.draw(1)
+    step.logps[~step.mask] = torch.nan
+    assert loss(trainer(), step)[0].isnan()
+    assert ours(gk.recipe("trl"), step)[0].isfinite()
+
+
+def test_what_cispo_does_when_left_alone():
+    """On-policy, every gradient is 0.2 of the plain one."""
+    step = Step.draw(2, empty=False, holes=False)
+    step.mask[:] = True
+    g = loss(trainer(loss_type="cispo"), step, old_per_token_logps=None)[1]
+    torch.testing.assert_close(g, -0.2 * step.advantages[:, None].expand_as(g) / step.mask.sum())

@@ -18,12 +18,12 @@ POLICY = ("loss_mode", "clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_r
 ROLLOUT = ("rollout_is", "rollout_is_threshold", "rollout_is_batch_normalize")
 
 
-def loss(step, options):
+def loss(step, options, **whole):
     """Value and gradients of verl's policy loss, entropy and KL terms, added as its `ppo_loss` does."""
     policy = PolicyLossConfig(**{name: x for name, x in options.items() if name in POLICY})
     rest = {name: x for name, x in options.items() if name not in (*POLICY, *ROLLOUT)}
     config = ActorConfig(strategy="fsdp", rollout_n=3, ppo_micro_batch_size_per_gpu=1, policy_loss=policy, **rest)
-    config.global_batch_info["loss_scale_factor"] = config.loss_scale_factor
+    config.global_batch_info.update(loss_scale_factor=config.loss_scale_factor, **whole)
     logps, entropies = (x.clone().requires_grad_() for x in (step.logps, step.entropies))
     mask = step.mask
     weights = None
@@ -130,6 +130,35 @@ def test_the_width_that_verl_falls_back_to():
     same(ours(recipe, step), loss(step, mode))
 
 
+AGGREGATES = {
+    "token-mean": {},
+    "token-sum": {},
+    "seq-mean-token-sum": {},
+    "seq-mean-token-mean": {},
+    "seq-mean-token-sum-norm": {"loss_scale_factor": 64},
+}
+
+
+@pytest.mark.parametrize("mode", AGGREGATES)
+def test_micro_batches(mode):
+    """They add up to grpokit's whole step where verl is told of the whole, and not where it counts its own."""
+    options = {"loss_agg_mode": mode, "use_kl_loss": True, **AGGREGATES[mode]}
+    step = Step.draw(5, near=0.3, empty=False, holes=False)
+    counts = {"batch_num_tokens": int(step.mask.sum()), "global_batch_size": len(step.mask)}
+    whole = ours(gk.recipe("verl", **options), step)
+    for told in (counts, {}):
+        parts = []
+        for a in (0, 1, 4):
+            rows = slice(a, {0: 1, 1: 4, 4: 6}[a])
+            parts.append(loss(Step(**{name: x[rows] for name, x in vars(step).items()}), options, **told))
+        found = sum(p[0] for p in parts), torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
+        if told or mode == "token-sum":
+            same(whole, found)
+        else:
+            with pytest.raises(AssertionError):
+                same(whole, found)
+
+
 def test_what_is_drawn_by_lot():
     """With more candidates than `clip_cov` drops, as many are dropped, and others: verl has torch's generator draw."""
     options = {"loss_mode": "clip_cov", "clip_cov_ratio": 0.1, "clip_cov_lb": -9.0, "clip_cov_ub": 9.0}
@@ -170,7 +199,7 @@ def advantages(R, groups, lengths, options, *, width=None, parts=None, baselines
         config=OmegaConf.create(algorithm),
     )
     found = out.batch["advantages"]
-    assert torch.equal(found, found[:, :1] * mask)
+    assert torch.equal(found.nan_to_num(9.0), (found[:, :1] * mask).nan_to_num(9.0))
     return found[:, 0].double().numpy()
 
 
@@ -241,3 +270,39 @@ def test_what_is_whitened_over_a_padded_batch(name):
         np.testing.assert_array_equal(padded, expected)
         bare = gk.process(table, gk.recipe("verl", adv_estimator=name)).advantages
         np.testing.assert_allclose(bare, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_options_that_do_not_reach():
+    """What the recipe refuses has no effect in verl."""
+    R, groups, lengths = [1.0, 0.0, 0.5, 3.0], [0, 0, 1, 1], [1, 2, 3, 4]
+    for name in ("grpo_vectorized", "rloo", "opo", "gpg"):
+        plain, flagged = (
+            advantages(R, groups, lengths, {"adv_estimator": name, "norm_adv_by_std_in_grpo": flag})
+            for flag in (True, False)
+        )
+        np.testing.assert_array_equal(plain, flagged)
+    step = Step.draw(0, near=0.5)
+    for options in ({"clip_ratio": 0.01}, {"loss_mode": "dppo_tv", "clip_ratio": 0.01}):
+        mode = {name: x for name, x in options.items() if name == "loss_mode"}
+        assert torch.equal(loss(step, options)[1], loss(step, mode)[1])
+    for mode in ("sapo", "geo_mean"):
+        by_mode = [loss(step, {"loss_mode": mode, "loss_agg_mode": agg})[1] for agg in ("token-mean", "token-sum")]
+        assert torch.equal(*by_mode)
+
+
+def test_what_caps_dppo():
+    """3, the default of `clip_ratio_c`, and not the 20 of its code."""
+    step = Step.draw(0, near=0.5)
+    step.old = step.logps - 2.5
+    step.advantages = -step.advantages.abs() - 0.1
+    g = loss(step, {"loss_mode": "dppo_tv"})[1]
+    torch.testing.assert_close(g, -3.0 * step.advantages[:, None] * step.mask / step.mask.sum())
+
+
+def test_a_reward_that_is_no_number():
+    """NaN in its group; where tokens of the batch are whitened, in all of it. Here it is an error."""
+    R, groups, lengths = [np.nan, 0.0, 0.5, 3.0], [0, 0, 1, 1], [1, 2, 3, 4]
+    assert np.isnan(advantages(R, groups, lengths, {"adv_estimator": "rloo"})).tolist() == [True, True, False, False]
+    assert np.isnan(advantages(R, groups, lengths, {"adv_estimator": "reinforce_plus_plus_baseline"})).all()
+    with pytest.raises(gk.InputError):
+        gk.process({"group_id": groups, "reward": R}, gk.recipe("verl", adv_estimator="rloo"))
