@@ -1,14 +1,16 @@
-"""`gk.recipe("verl")` has the advantages, the loss and the gradients of verl's own `core_algos`."""
+"""`gk.recipe("verl")` has the advantages, the loss and the gradients of verl's `compute_advantage` and `ppo_loss`."""
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tensordict import TensorDict
 from verl.protocol import DataProto
-from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn, kl_penalty
 from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+from verl.utils.tensordict_utils import assign_non_tensor
 from verl.workers.config import ActorConfig, PolicyLossConfig
+from verl.workers.utils import losses
 
 import grpokit as gk
 
@@ -18,32 +20,27 @@ POLICY = ("loss_mode", "clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_r
 ROLLOUT = ("rollout_is", "rollout_is_threshold", "rollout_is_batch_normalize")
 
 
+# Log-probs are padded already.
+losses.no_padding_2_padding = lambda x, _: x
+
+
 def loss(step, options, **whole):
-    """Value and gradients of verl's policy loss, entropy and KL terms, added as its `ppo_loss` does."""
+    """Value and gradients of verl's `ppo_loss`: a registered policy loss, entropy and KL terms."""
     policy = PolicyLossConfig(**{name: x for name, x in options.items() if name in POLICY})
     rest = {name: x for name, x in options.items() if name not in (*POLICY, *ROLLOUT)}
     config = ActorConfig(strategy="fsdp", rollout_n=3, ppo_micro_batch_size_per_gpu=1, policy_loss=policy, **rest)
-    config.global_batch_info.update(loss_scale_factor=config.loss_scale_factor, **whole)
     logps, entropies = (x.clone().requires_grad_() for x in (step.logps, step.entropies))
-    mask = step.mask
-    weights = None
+    columns = {"old_log_probs": step.old, "ref_log_prob": step.ref, "response_mask": step.mask}
+    columns["advantages"] = step.advantages[:, None] * step.mask
     if options.get("rollout_is"):
         given = {name: options[name] for name in ROLLOUT if name in options}
-        weights, _ = compute_rollout_correction_weights(step.old - step.rollout, mask, **given)
-    value, _ = get_policy_loss_fn(policy.loss_mode)(
-        old_log_prob=step.old,
-        log_prob=logps,
-        advantages=step.advantages[:, None] * mask,
-        response_mask=mask,
-        loss_agg_mode=config.loss_agg_mode,
-        config=config,
-        rollout_is_weights=weights,
-    )
-    mean = {"loss_mask": mask, "loss_agg_mode": config.loss_agg_mode, **config.global_batch_info}
-    value = value - config.entropy_coeff * agg_loss(loss_mat=entropies, **mean)
-    if config.use_kl_loss:
-        kl = kl_penalty(logprob=logps, ref_logprob=step.ref, kl_penalty=config.kl_loss_type)
-        value = value + config.kl_loss_coef * agg_loss(loss_mat=kl, **mean)
+        columns["rollout_is_weights"] = compute_rollout_correction_weights(step.old - step.rollout, step.mask, **given)[
+            0
+        ]
+    data = TensorDict(columns, batch_size=len(step.mask))
+    counts = {"dp_size": 1, "batch_num_tokens": None, "global_batch_size": None} | whole
+    assign_non_tensor(data, **counts)
+    value, _ = losses.ppo_loss(config, {"log_probs": logps, "entropy": entropies}, data)
     value.backward()
     return value.detach(), gradient(logps), gradient(entropies)
 

@@ -92,6 +92,17 @@ def trl(
 
     Numbers as in TRL, quirks included; docs/compat.md lists them. An option that TRL does not read in the setting that
     the others make is refused, and so is a value that is not covered.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`.
+
+    Examples
+    --------
+    >>> import grpokit as gk
+    >>> gk.recipe("trl", loss_type="cispo").objective  # epsilon_high is the cap, and epsilon where it is None
+    CappedWeight(cap=0.2, level='token')
     """
     given = dict(locals())
     words: dict[Any, Any] = {True: "group", False: "none"}

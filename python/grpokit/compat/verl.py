@@ -118,6 +118,17 @@ def verl(
     Numbers as in verl, quirks included; docs/compat.md lists them. `loss_scale_factor` is required with
     "seq-mean-token-sum-norm", where verl's fallback is the padded width of the micro-batch. An option that verl does
     not read in the setting that the others make is refused, and so is a value that is not covered.
+
+    Raises
+    ------
+    InputError
+        `bad_parameter`.
+
+    Examples
+    --------
+    >>> import grpokit as gk
+    >>> gk.process({"group_id": [1], "reward": [0.7]}, gk.recipe("verl", adv_estimator="rloo")).advantages.round(6)
+    array([0.7])
     """
     given = dict(locals())
     estimators = (*EQUATIONS, "gdpo")
