@@ -12,6 +12,10 @@ from grpokit import loss as losses
 from grpokit.advantage import Given
 from grpokit.aggregate import Constant, SequenceMean, SequenceSum, TokenMean
 from grpokit.batch import TokenBatch
+from grpokit.compat.kl import CorrectedKL, LimitedKL
+from grpokit.compat.masks import BinaryKLMask, FlooredMask, FP32TopEntropy, TokenSum
+from grpokit.compat.ratios import PlainSoftGate, UnlimitedClip, UnlimitedGeometricClip, UnlimitedSequenceClip
+from grpokit.compat.weights import CappedWeight, LimitedGammaWeight
 from grpokit.drift import OPSM, DPPOMask, M2POMask
 from grpokit.mismatch import MIS, TIS, IcePop, KPop
 from grpokit.objective import (
@@ -78,6 +82,17 @@ OBJECTIVES = {
     **{f"divergence_{f}": Divergence(f, 0.7) for f in ("js", "hellinger", "tv", "kl", "reverse_kl", "jeffreys")},
     "mixed": MixedPolicy(0.1),
     "mixed_clip": MixedPolicy(0.3, 0.2, 0.28),
+    "unlimited_clip": UnlimitedClip(0.2, 0.28, 3.0),
+    "unlimited_sequence_clip": UnlimitedSequenceClip(0.05, 0.1, 1.2),
+    "unlimited_geometric": UnlimitedGeometricClip(0.2, 0.3),
+    "plain_soft_gate_sequence": PlainSoftGate(1.0, 1.05, "sequence"),
+    "capped_weight": CappedWeight(1.1),
+    "capped_weight_sequence": CappedWeight(1.1, "sequence"),
+    "limited_gamma": LimitedGammaWeight(1.0, 1.5, 2.0, 1.0),
+    "corrected_kl_sequence": CorrectedKL("sequence"),
+    "limited_kl_straight": LimitedKL("k3", straight=True),
+    "limited_k1_straight": LimitedKL("k1", straight=True),
+    "limited_abs": LimitedKL("abs"),
 }
 load()
 # What is registered with nothing but its own example is in every test of these tables.
@@ -87,7 +102,7 @@ OBJECTIVES |= {
 AGGREGATES = [
     kind(*arguments, over=over)
     for over in ("live", "kept", "rows")
-    for kind, arguments in ((TokenMean, ()), (SequenceMean, ()), (SequenceSum, ()), (Constant, (16.0,)))
+    for kind, arguments in ((TokenMean, ()), (SequenceMean, ()), (SequenceSum, ()), (Constant, (16.0,)), (TokenSum, ()))
 ]
 CORRECTIONS = {
     "none": (),
@@ -114,6 +129,7 @@ WEIGHTS = {
     "trust_region_sum": TrustRegionMask(0.1, "k3", "sum"),
     "trust_region_token": TrustRegionMask(0.02, "k2", "token"),
     "m2po_mask": M2POMask(0.02),
+    "floored_mask": FlooredMask(1.3, 0.8),
 }
 # Those that read the current policy.
 LATE_WEIGHTS = {
@@ -128,6 +144,7 @@ LATE_WEIGHTS = {
     "opsm_old": OPSM(0.01, "old"),
     "dppo_tv": DPPOMask(0.02, 0.02),
     "dppo_kl": DPPOMask(5e-4, 5e-4, "kl", "old"),
+    "binary_kl": BinaryKLMask(5e-4, 5e-4),
 }
 # Those that read it on the whole batch.
 BATCH_WEIGHTS = {
@@ -139,6 +156,7 @@ BATCH_WEIGHTS = {
     "s2t": S2TMask(0.2, 0.75),
     "s2t_tokens": S2TMask(0.2, 0.5, "tokens"),
     "top_entropy": TopEntropy(0.4),
+    "fp32_top_entropy": FP32TopEntropy(0.43),
 }
 ALL_WEIGHTS = WEIGHTS | LATE_WEIGHTS | BATCH_WEIGHTS
 BONUSES = (Term(KL(), 0.04), Term(Entropy(), -0.01, aggregate=SequenceMean()))
@@ -168,6 +186,8 @@ RECIPES = {
         GeometricClip(0.2, 0.3), (IcePop(0.8, 1.3),), SequenceMean(over="kept"), dropped="in_ratio"
     ),
     "vespo_in_ratio": recipe(GammaWeight(), (IcePop(0.8, 1.3),), dropped="in_ratio"),
+    "vespo_floored": recipe(LimitedGammaWeight(), (FlooredMask(1.3, 0.8),), dropped="in_ratio"),
+    "vespo_limited": recipe(LimitedGammaWeight(), (TIS(1.1),), dropped="in_ratio"),
     "intellect": recipe(Reinforce(), (IcePop(0.8, 1.3, policy="current"),)),
 }
 WEIGHED = {

@@ -12,11 +12,9 @@ import torch
 
 import grpokit as gk
 from grpokit.stages import EXAMPLES as EXAMPLE_OF
-from grpokit.stages import REGISTRY, fields_of, load, lookup
+from grpokit.stages import REGISTRY, fields_of, lookup, of_papers
 
-load()
-OURS = [name for name, make in REGISTRY["recipe"].items() if make.__module__.startswith("grpokit.")]
-EXAMPLES = {name: EXAMPLE_OF[name] for name in OURS}
+EXAMPLES = {name: EXAMPLE_OF[name] for name in of_papers("recipe")}
 TABLE = """
 ppo_clip grpo dr_grpo nord dapo rloo reinforce_pp reinforce_pp_baseline remax opo gpg gspo gspo_token gmpo cispo sapo
 maspo vespo oapl lad luspo luffy

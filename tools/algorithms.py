@@ -15,7 +15,7 @@ from pathlib import Path
 import grpokit as gk
 from grpokit.explain import equation, facts, labelled, symbols
 from grpokit.reference import loss as reference
-from grpokit.stages import EXAMPLES, REGISTRY, load
+from grpokit.stages import EXAMPLES, REGISTRY, of_papers
 from grpokit.testing.laws import ALWAYS_HELD, LAWS
 
 ROOT = Path(__file__).parent.parent
@@ -58,9 +58,7 @@ KL_TABLE = """\
 
 def page() -> str:
     """The text of docs/algorithms.md."""
-    load()
-    names = [name for name, make in REGISTRY["recipe"].items() if make.__module__.startswith("grpokit.")]
-    recipes = {name: gk.recipe(name, **EXAMPLES[name]) for name in names}
+    recipes = {name: gk.recipe(name, **EXAMPLES[name]) for name in of_papers("recipe")}
     parts = [
         "# The algorithms",
         "<!-- Written by tools/algorithms.py (make docs); a test keeps it fresh. -->",
@@ -181,16 +179,15 @@ def _advantages() -> str:
         "Each composes with every objective: `gk.recipe('gspo_token').replace(advantage=gk.MeanBaseline())`.",
     ]
     rows = ["| estimator | A | relative to | numbers | left out | paper |", "|---|---|---|---|---|---|"]
-    for name, cls in REGISTRY["advantage"].items():
-        if cls.__module__.startswith("grpokit."):
-            head = (cls.__doc__ or "").split("\n")[0]
-            found = head[head.rfind("arXiv:") :].split(")")[0].split(",")[0] if "arXiv:" in head else ""
-            one = cls(**cls.example)
-            shown = one.equation.replace("|", "\\|")
-            alone = "its group, which may be of one" if one.scope == "group" else "nothing"
-            signal = {"group": "its group", "batch": "the batch", "none": alone}[one.signal]
-            own = "; ".join(f"{k} = {getattr(one, k)!r}: {where}" for k, where in one.sources.items())
-            rows.append(f"| {name} | {shown} | {signal} | {own} | {one.leaves_out} | {_linked(found)} |")
+    for name, cls in of_papers("advantage").items():
+        head = (cls.__doc__ or "").split("\n")[0]
+        found = head[head.rfind("arXiv:") :].split(")")[0].split(",")[0] if "arXiv:" in head else ""
+        one = cls(**cls.example)
+        shown = one.equation.replace("|", "\\|")
+        alone = "its group, which may be of one" if one.scope == "group" else "nothing"
+        signal = {"group": "its group", "batch": "the batch", "none": alone}[one.signal]
+        own = "; ".join(f"{k} = {getattr(one, k)!r}: {where}" for k, where in one.sources.items())
+        rows.append(f"| {name} | {shown} | {signal} | {own} | {one.leaves_out} | {_linked(found)} |")
     return "\n\n".join([*lines, "\n".join(rows)])
 
 
@@ -222,14 +219,13 @@ def identities() -> list[str]:
 
 def _breaks() -> list[str]:
     rows = []
-    for name, cls in REGISTRY["objective"].items():
-        if cls.__module__.startswith("grpokit."):
-            reasons: dict[str, list[str]] = {}
-            for law, reason in cls(**cls.example).breaks.items():
-                reasons.setdefault(reason, []).append(law)
-            rows += [f"| {name} | {', '.join(laws)} | {reason} |" for reason, laws in reasons.items()] or [
-                f"| {name} | | |"
-            ]
+    for name, cls in of_papers("objective").items():
+        reasons: dict[str, list[str]] = {}
+        for law, reason in cls(**cls.example).breaks.items():
+            reasons.setdefault(reason, []).append(law)
+        rows += [f"| {name} | {', '.join(laws)} | {reason} |" for reason, laws in reasons.items()] or [
+            f"| {name} | | |"
+        ]
     return rows
 
 
@@ -304,11 +300,9 @@ def draw(recipe: gk.Recipe, path: Path) -> None:
 
 def write(directory: Path) -> None:
     """The page and its plots."""
-    load()
     (directory / "gates").mkdir(parents=True, exist_ok=True)
     (directory / "algorithms.md").write_text(page(), encoding="utf-8")
-    names = [name for name, make in REGISTRY["recipe"].items() if make.__module__.startswith("grpokit.")]
-    recipes = {name: gk.recipe(name, **EXAMPLES[name]) for name in names}
+    recipes = {name: gk.recipe(name, **EXAMPLES[name]) for name in of_papers("recipe")}
     for name, recipe in recipes.items():
         if drawn(recipe, recipes) == name:
             draw(recipe, directory / "gates" / f"{name}.svg")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpokit as gk
 from grpokit.explain import equation, made
-from grpokit.stages import REGISTRY, load
+from grpokit.stages import of_papers
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "benches" / "results" / "staleness.json"
@@ -126,7 +126,6 @@ Outside(tokens=0.00125, sequences=0.25)
 
 def page() -> str:
     """The text of docs/off_policy.md."""
-    load()
     parts = [INTRO.rstrip().replace("{ways}", _ways())]
     rows = ["| metric | is | healthy | alarming |", "|---|---|---|---|"]
     rows += [_row(*row) for row in METRICS]
@@ -230,10 +229,9 @@ def _ways() -> str:
 def _corrections() -> str:
     rows = ["| correction | w | made | helps where | watch |", "|---|---|---|---|---|"]
     numbers = ["| correction | number | here | from |", "|---|---|---|---|"]
-    names = [name for name, cls in REGISTRY["correct"].items() if cls.__module__.startswith("grpokit.")]
-    assert set(names) == set(HELPS), set(names) ^ set(HELPS)
-    for name in names:
-        cls = REGISTRY["correct"][name]
+    known = of_papers("correct")
+    assert set(known) == set(HELPS), set(known) ^ set(HELPS)
+    for name, cls in known.items():
         stage = cls(**cls.example)
         when, watch = HELPS[name]
         rows.append(_row(name, stage.equation, made(stage), when, watch))

@@ -13,7 +13,7 @@ import sys
 from timing import RESULTS, machine
 from training import all_runs, described, train
 
-from grpokit.stages import EXAMPLES, REGISTRY, load
+from grpokit.stages import EXAMPLES, of_papers
 
 SEEDS, RATES, STEPS = (0, 1, 2), (1e-4, 3e-4, 1e-3), 100
 LAST = 10
@@ -94,8 +94,7 @@ length, staleness or size that the recipes differ for is in it. Required numbers
 
 def main():
     """All runs, two at a time."""
-    load()
-    known = [name for name, make in REGISTRY["recipe"].items() if make.__module__.startswith("grpokit.")]
+    known = list(of_papers("recipe"))
     names = sys.argv[1:] or known
     about = machine("make bench-recipes", ["torch", "transformers"])
     wanted = [(name, rate, seed) for name in names for seed in SEEDS for rate in RATES]

@@ -168,7 +168,7 @@ def cispo(*, high: float, low: float | None = None) -> Recipe:
         parent="grpo",
         experimental="its paper discloses no bound.",
         elsewhere=(
-            ("TRL 1.16", "`epsilon_high` is the cap itself, not 1 + it; left alone it is 0.2, and every weight is 0.2"),
+            ("TRL 1.16", "`epsilon_high` is the cap itself, not 1 + it; left alone it is 0.2: no weight is above that"),
             ("verl 0.9.1", "clips to [1 − low, 1 + high], by default [0.8, 1.2]"),
         ),
     )
@@ -196,7 +196,7 @@ def sapo(*, positive: float = 1.0, negative: float = 1.05) -> Recipe:
         parent="grpo",
         elsewhere=(
             ("TRL 1.16", "`loss_type='sapo'`, the same"),
-            ("verl 0.9.1", "the same, with log r limited to 20"),
+            ("verl 0.9.1", "the same, whatever `loss_agg_mode` says; answers without live tokens do not count"),
         ),
     )
 

@@ -121,7 +121,7 @@ def dppo(*, low: float, high: float, kind: Literal["tv", "kl"] = "tv") -> Recipe
             ("correct.high", "given: the paper's was not read (prime-rl, tv: 0.2)"),
             ("correct.kind", "prime-rl's default" if kind == "tv" else "given"),
             ("correct.against", "prime-rl"),
-            ("objective.high", "verl: the weight is at most 20 (prime-rl: none)"),
+            ("objective.high", "the fallback in verl's code: at most 20 (prime-rl: none)"),
             ("objective.low", "none"),
             ("aggregate.over", "all tokens, dropped ones included"),
         ),
@@ -132,6 +132,7 @@ def dppo(*, low: float, high: float, kind: Literal["tv", "kl"] = "tv") -> Recipe
         elsewhere=(
             ("TRL 1.16", "not there"),
             ("verl 0.9.1", "`dppo_tv`, `dppo_kl`, against π_old; the thresholds are the clip's 0.2 unless told"),
+            ("verl 0.9.1", "the weight is at most `clip_ratio_c`, 3 by default: the 20 in its code is never read"),
         ),
     )
 

@@ -252,6 +252,8 @@ _HOME = (
     "recipes",
     "recipes_beyond_clip",
     "recipes_off_policy",
+    "compat.trl",
+    "compat.verl",
 )
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -316,6 +318,17 @@ def lookup(kind: str, name: str) -> Any:
             raise error("unknown_recipe", given=name, nearest=nearest(name, known), known=", ".join(known))
         raise error("unknown_stage", kind=kind, given=name, nearest=nearest(name, known), known=", ".join(known))
     return REGISTRY[kind][name]
+
+
+def of_papers(kind: str) -> dict[str, Any]:
+    """The built-in stages or recipes that are of papers: neither other packages', nor `grpokit.compat`'s.
+
+    What replays another library's numbers has a page of its own, docs/compat.md.
+    """
+    load()
+    home = {name: thing.__module__ for name, thing in REGISTRY[kind].items()}
+    ours = [name for name, module in home.items() if module.startswith("grpokit.")]
+    return {name: REGISTRY[kind][name] for name in ours if not home[name].startswith("grpokit.compat.")}
 
 
 @functools.cache

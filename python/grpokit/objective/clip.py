@@ -16,7 +16,7 @@ from grpokit import arithmetic
 from grpokit.parameters import check_number
 from grpokit.stages import Objective, register
 
-from .columns import clip, log_bounds, ratio, where
+from .columns import LIMIT, clip, log_bounds, ratio, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,7 @@ class Clip(Objective):
     dual: float | None = None
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
     symbol: ClassVar[str] = "r"
+    limit: ClassVar[float] = LIMIT
 
     def __post_init__(self) -> None:
         check_number(self, "low", at_least=0, less_than=1, optional=True)
@@ -108,7 +109,7 @@ class Clip(Objective):
         d, A = self.level(tokens), tokens.advantages
         low, high = log_bounds(self.low, self.high)
         dual = None if self.dual is None else math.log(self.dual)
-        return -A * ratio(where(A < 0, clip(d, low, dual), clip(d, None, high)))
+        return -A * ratio(where(A < 0, clip(d, low, dual), clip(d, None, high)), self.limit)
 
     def level(self, tokens: Tokens) -> Tensor:
         """(T,): log r, whose bounds are meant."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from grpokit.parameters import check_number
 from grpokit.stages import Objective, register
 
-from .columns import clip, ratio, where
+from .columns import LIMIT, clip, ratio, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +49,7 @@ class GeometricClip(Objective):
     high: float | None = 0.4
     reads: ClassVar[frozenset[str]] = frozenset({"log_ratio", "advantages"})
     scope: ClassVar[Literal["sequence"]] = "sequence"
+    limit: ClassVar[float] = LIMIT
     equation: ClassVar[str] = "−A S"
     where: ClassVar[str] = "S = exp(1/|o| Σ_t d̃_t), d̃ = min(log r, high) if A ≥ 0, max(log r, −low) if A < 0"
     gradient: ClassVar[str] = "g_j = −(Σ_t A_t) S / |o| while log r_j ≤ high (A ≥ 0) or log r_j ≥ −low (A < 0), else 0"
@@ -64,4 +65,4 @@ class GeometricClip(Objective):
     def value(self, tokens: Tokens) -> Tensor:
         d, A = tokens.log_ratio, tokens.advantages
         low = None if self.low is None else -self.low
-        return -A * ratio(tokens.mean(where(A < 0, clip(d, low, None), clip(d, None, self.high))))
+        return -A * ratio(tokens.mean(where(A < 0, clip(d, low, None), clip(d, None, self.high))), self.limit)

@@ -2,7 +2,8 @@
 
 Nothing here is fast, and nothing here imports the rest of grpokit: the native core, the torch objectives and anyone
 else's code are tested against it. Modules mirror the stages: `shaping`, `selection`, `ranking`, `advantage` on rows,
-`mismatch`, `objective`, `sequence_objective`, `aggregate` and `loss` on tokens; beside them `packing`, `attempts`,
+`mismatch`, `objective`, `sequence_objective`, `aggregate` and `loss` on tokens, `compat` what other libraries have
+in place of those; beside them `packing`, `attempts`,
 `mismatch_stats`, the ledger, `staleness`, and a mixture of experts' gate, `routing`.
 """
 
@@ -10,6 +11,7 @@ from . import (
     advantage,
     aggregate,
     attempts,
+    compat,
     loss,
     mismatch,
     mismatch_stats,
@@ -27,6 +29,7 @@ __all__ = [
     "advantage",
     "aggregate",
     "attempts",
+    "compat",
     "loss",
     "mismatch",
     "mismatch_stats",

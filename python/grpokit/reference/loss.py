@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import objective, sequence_objective
-from .aggregate import DENOMINATORS, counts
-from .mismatch import WEIGHTS
-from .sequence_objective import FOLDS
+from . import aggregate, compat, mismatch, objective, sequence_objective
+from .aggregate import counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .objective import Column, Columns
 
-VALUES = objective.VALUES | sequence_objective.VALUES
-GRADIENTS = objective.GRADIENTS | sequence_objective.GRADIENTS
+VALUES = objective.VALUES | sequence_objective.VALUES | compat.VALUES
+GRADIENTS = objective.GRADIENTS | sequence_objective.GRADIENTS | compat.GRADIENTS
+WEIGHTS = mismatch.WEIGHTS | compat.WEIGHTS
+DENOMINATORS = aggregate.DENOMINATORS | compat.DENOMINATORS
+FOLDS = sequence_objective.FOLDS | compat.FOLDS
 
 
 def loss(

@@ -23,9 +23,9 @@ Columns = Mapping[str, Column]
 LIMIT = 20.0
 
 
-def ratio(d: float) -> float:
-    """R = e^d, constant beyond e^±20."""
-    return math.exp(min(max(d, -LIMIT), LIMIT))
+def ratio(d: float, limit: float = LIMIT) -> float:
+    """R = e^d, constant beyond e^±limit."""
+    return math.exp(min(max(d, -limit), limit))
 
 
 def log_ratios(x: Columns, s: Columns) -> list[float]:
@@ -41,11 +41,12 @@ def clip_value(
     low: float | None = None,
     high: float | None = None,
     dual: float | None = None,
+    limit: float = LIMIT,
 ) -> list[float]:
     """−min(r A, clip(r, 1 − low, 1 + high) A), and at most −dual A where A < 0 (1707.06347 eq. 7, 1912.09729 eq. 5)."""
     values = []
     for d, A in zip(log_ratios(x, s), s["advantages"], strict=True):
-        r = ratio(d)
+        r = ratio(d, limit)
         clipped = r if low is None else max(r, 1 - low)
         clipped = clipped if high is None else min(clipped, 1 + high)
         value = -min(r * A, clipped * A)
@@ -54,7 +55,14 @@ def clip_value(
 
 
 def clip_gradient(
-    x: Columns, s: Columns, k: Column, *, low: float | None = None, high: float | None = None, dual: float | None = None
+    x: Columns,
+    s: Columns,
+    k: Column,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    dual: float | None = None,
+    limit: float = LIMIT,
 ) -> dict[str, list[float]]:
     """−A r inside the gate, else 0. A > 0: r <= 1 + high. A < 0: 1 − low <= r <= dual. Bounds in log r, inclusive."""
     least = -math.inf if low is None else math.log1p(-low)
@@ -63,7 +71,7 @@ def clip_gradient(
     g = []
     for k_t, d, A in zip(k, log_ratios(x, s), s["advantages"], strict=True):
         inside = least <= d <= dual_most if A < 0 else d <= most
-        g.append(k_t * -A * ratio(d) if inside and abs(d) <= LIMIT else 0.0)
+        g.append(k_t * -A * ratio(d, limit) if inside and abs(d) <= limit else 0.0)
     return {"logps": g}
 
 

@@ -27,33 +27,47 @@ def _bounds(low: float | None, high: float | None, dual: float | None) -> tuple[
 
 
 def _clip(
-    log_s: float, A: Column, low: float | None, high: float | None, dual: float | None
+    log_s: float, A: Column, low: float | None, high: float | None, dual: float | None, *, limit: float = LIMIT
 ) -> tuple[list[float], list[bool]]:
     """−min(s A, clip(s) A) and whether the gate is open, for each token's A."""
     least, dual_most, most = _bounds(low, high, dual)
     values, inside = [], []
     for a in A:
         bounded = min(max(log_s, least), dual_most) if a < 0 else min(log_s, most)
-        values.append(-a * ratio(bounded))
-        inside.append(bounded == log_s and abs(log_s) <= LIMIT)
+        values.append(-a * ratio(bounded, limit))
+        inside.append(bounded == log_s and abs(log_s) <= limit)
     return values, inside
 
 
 def sequence_clip_value(
-    x: Columns, _frozen: Columns, s: Columns, *, low: float | None, high: float | None, dual: float | None
+    x: Columns,
+    _frozen: Columns,
+    s: Columns,
+    *,
+    low: float | None,
+    high: float | None,
+    dual: float | None,
+    limit: float = LIMIT,
 ) -> list[float]:
     """−min(s A, clip(s, 1 − low, 1 + high) A), s = exp(mean_t d) (2507.18071, eqs. 5 to 7)."""
-    return _clip(_mean(log_ratios(x, s)), s["advantages"], low, high, dual)[0]
+    return _clip(_mean(log_ratios(x, s)), s["advantages"], low, high, dual, limit=limit)[0]
 
 
 def sequence_clip_gradient(
-    x: Columns, s: Columns, k: Column, *, low: float | None, high: float | None, dual: float | None
+    x: Columns,
+    s: Columns,
+    k: Column,
+    *,
+    low: float | None,
+    high: float | None,
+    dual: float | None,
+    limit: float = LIMIT,
 ) -> dict[str, list[float]]:
     """Σ_t k_t (−A_t s) / T where the gate is open."""
     log_s = _mean(log_ratios(x, s))
-    inside = _clip(log_s, s["advantages"], low, high, dual)[1]
+    inside = _clip(log_s, s["advantages"], low, high, dual, limit=limit)[1]
     each = zip(k, s["advantages"], inside, strict=True)
-    total = math.fsum(-k_t * A * ratio(log_s) for k_t, A, open_ in each if open_)
+    total = math.fsum(-k_t * A * ratio(log_s, limit) for k_t, A, open_ in each if open_)
     return {"logps": [total / len(k) for _ in k]}
 
 
@@ -83,21 +97,21 @@ def _one_sided(x: Columns, s: Columns, low: float | None, high: float | None) ->
 
 
 def geometric_clip_value(
-    x: Columns, _frozen: Columns, s: Columns, *, low: float | None, high: float | None
+    x: Columns, _frozen: Columns, s: Columns, *, low: float | None, high: float | None, limit: float = LIMIT
 ) -> list[float]:
     """−A exp(mean_t d̃) (2507.20673, eq. 4)."""
-    S = ratio(_mean(_one_sided(x, s, low, high)))
+    S = ratio(_mean(_one_sided(x, s, low, high)), limit)
     return [-A * S for A in s["advantages"]]
 
 
 def geometric_clip_gradient(
-    x: Columns, s: Columns, k: Column, *, low: float | None, high: float | None
+    x: Columns, s: Columns, k: Column, *, low: float | None, high: float | None, limit: float = LIMIT
 ) -> dict[str, list[float]]:
     """Σ_t k_t (−A_t S) / T where d is not clipped."""
     clipped = _one_sided(x, s, low, high)
     mean = _mean(clipped)
-    total = math.fsum(-k_t * A for k_t, A in zip(k, s["advantages"], strict=True)) * ratio(mean)
-    inside = [a == b and abs(mean) <= LIMIT for a, b in zip(clipped, log_ratios(x, s), strict=True)]
+    total = math.fsum(-k_t * A for k_t, A in zip(k, s["advantages"], strict=True)) * ratio(mean, limit)
+    inside = [a == b and abs(mean) <= limit for a, b in zip(clipped, log_ratios(x, s), strict=True)]
     return {"logps": [total / len(k) if open_ else 0.0 for open_ in inside]}
 
 
