@@ -449,12 +449,43 @@ def test_another_trl_is_refused(directory, tmp_path, monkeypatch):
     assert "1.16.0 has no _compute_loss" in str(caught.value)
 
 
-def test_infinite_rewards_are_errors(directory, tmp_path):
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_reward_is_a_number_or_none(value, directory, tmp_path):
     def reward(prompts, **columns):
-        return [float("inf")] + [1.0] * (len(prompts) - 1)
+        return [1.0, float(value)] + [0.0] * (len(prompts) - 2)
 
-    with pytest.raises(gk.InputError, match="NaN or infinite in 1 rows"):
+    with pytest.raises(gk.InputError, match="NaN or infinite in 1 rows, the first: .?1.*None"):
         trained(directory, "rloo", tmp_path, reward=reward)
+    dropping = gk.recipe("rloo").replace(not_finite="drop")
+    _, (step,) = trained(directory, dropping, tmp_path, reward=reward, max_steps=1)
+    assert step["processed"].keep.tolist() == [True, False] + [True] * 6
+
+
+def test_asynchronous_reward_functions(directory, tmp_path):
+    async def fine(completion_ids, **columns):
+        return tiny.reward(None, completion_ids)
+
+    async def wrong(completion_ids, **columns):
+        return [float("nan")] * len(completion_ids)
+
+    config = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "max_steps": 1, "report_to": "none"}
+    sizes = {"per_device_train_batch_size": N, "num_generations": 4, "max_completion_length": 6, "save_strategy": "no"}
+    model = LlamaForCausalLM.from_pretrained(directory)
+    for function, fails in ((fine, False), (wrong, True)):
+        trainer = RecipeTrainer(
+            model,
+            [function, tiny.reward],
+            GRPOConfig(**config, **sizes),
+            tiny.dataset(),
+            processing_class=tiny.tokenizer(directory),
+            recipe="rloo",
+        )
+        if fails:
+            with pytest.raises(gk.InputError, match="'wrong' is NaN or infinite in 8 rows"):
+                trainer.train()
+        else:
+            trainer.train()
+            assert trainer.processed.keep.all()
 
 
 def test_the_configuration_stays_the_callers(directory, tmp_path):

@@ -7,7 +7,9 @@ Written for TRL 1.16: methods are overridden that TRL calls its own, and a TRL t
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,9 +87,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
     Notes
     -----
     Rows: ``reward`` is the sum of the functions' rewards by `reward_weights`, None where all of them gave None; such a
-    row is dropped as ``unscored``. (TRL makes NaN of None, so a function's NaN is taken for None.) An infinite reward
-    is an error. Dropped rows have no part in the loss and its denominators, though their forward pass is made; nothing
-    is sampled again in their place.
+    row is dropped as ``unscored``. A reward that is NaN or infinite is an error. Dropped rows have no part in the loss
+    and its denominators, though their forward pass is made; nothing is sampled again in their place.
 
     Tokens: a micro-batch's share has the denominators of the whole optimizer step, on all ranks. The old log-probs are
     TRL's where it makes them, and made here where a correction reads them; a token whose log-prob the sampler does not
@@ -119,6 +120,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         check_columns(self.recipe, samples=samples, given=getattr(dataset, "column_names", None))
         given.pop("self")
         super().__init__(**given)
+        if self.recipe.not_finite == "error":
+            self.reward_funcs: list[Any] = [_checked(function) for function in self.reward_funcs]
 
     def _calculate_rewards(
         self, inputs: Any, prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
@@ -270,6 +273,33 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             for name, value in averaged(found).items():
                 self._metrics[mode][name].append(value)
         return loss
+
+
+def _checked(function: Any) -> Any:
+    """A reward function whose NaN is an error: TRL makes NaN of None, after which nobody can tell them apart."""
+
+    def finite(rewards: Any) -> Any:
+        rows = [row for row, reward in enumerate(rewards) if reward is not None and math.isnan(reward)]
+        if rows:
+            raise error("not_finite", column=name, count=len(rows), rows=rows[:5])
+        return rewards
+
+    name = getattr(function, "__name__", type(function).__name__)
+    if isinstance(function, torch.nn.Module):
+        return function
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+
+        @functools.wraps(function)
+        async def waited(*arguments: Any, **named: Any) -> Any:
+            return finite(await function(*arguments, **named))
+
+        return waited
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **named: Any) -> Any:
+        return finite(function(*arguments, **named))
+
+    return called
 
 
 def _mask(inputs: dict[str, Any]) -> Tensor:
