@@ -16,7 +16,9 @@ from trl import GRPOConfig
 from grpokit.adapters import trl_options, verl_options
 
 from . import tiny
-from .test_verl_adapter import REFUSED, Step, actor, batch_of, compute_advantage, configured
+from .test_verl_adapter import batch_of, compute_advantage
+from .test_verl_losses import REFUSED
+from .verl_step import Step, actor, configured
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
 

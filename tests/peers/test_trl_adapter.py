@@ -1,6 +1,7 @@
 """`RecipeTrainer` trains real steps; advantages and gradients are those of `process` and `loss`, computed apart."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -208,12 +209,23 @@ def test_old_policies_are_those_that_sampled(directory, tmp_path):
     assert max(log["clip_ratio/region_mean"] for log in trainer.state.log_history[:-1]) > 0
 
 
-def test_rows_without_a_score_are_dropped_and_said(directory, tmp_path):
+DROPPING = {
+    "dapo": gk.recipe("dapo", max_len=6, cache=0),
+    "gspo": gk.recipe("gspo").replace(select=(gk.HasSignal(),)),
+    "dr_grpo": gk.recipe("dr_grpo", max_len=6).replace(select=(gk.HasSignal(),)),
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_rows_without_a_score_are_dropped_and_said(name, directory, tmp_path):
+    """Nothing of them is left, in denominators over all rows either; the third micro-batch may be empty."""
+
     def reward(completion_ids, **columns):
         return [None if i % 4 == 1 else value for i, value in enumerate(one_group(completion_ids))]
 
-    trainer, steps = trained(directory, gk.recipe("dapo", max_len=6, cache=0), tmp_path, reward=reward, max_steps=1)
-    (step,) = steps
+    batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    more = {"max_steps": 1, "gradient_checkpointing": True, "log_completions": True}
+    trainer, (step,) = trained(directory, DROPPING[name], tmp_path, reward=reward, **batch, **more)
     keep = step["processed"].keep
     assert keep.tolist() == [True, False, True, True, False, False, False, False]
     n = [int(x) for x in step["processed"]._lengths]
@@ -226,6 +238,8 @@ def test_rows_without_a_score_are_dropped_and_said(directory, tmp_path):
     assert log["sampling/kept_share"] == 3 / 8
     assert log["frac_reward_zero_std"] == 0.5
     assert list(trainer._logs["advantages"]) == step["processed"].advantages.tolist()
+    (shown,) = (tmp_path / "completions").glob("*.parquet")
+    assert pd.read_parquet(shown)["advantage"].tolist() == step["processed"].advantages.tolist()
 
 
 @pytest.mark.parametrize("value", [0.98, 0.1])
@@ -288,6 +302,26 @@ def test_the_samplers_log_probs_reach_the_corrections(name, directory, tmp_path)
     assert "sampling/sampling_logp_difference/mean" in trainer.state.log_history[0]
     if recipe.correct:
         assert "mismatch/weight_mean" in trainer.state.log_history[0]
+
+
+def with_tools(prompts, trainer):
+    """The second token of each answer is not the model's."""
+    found = rollouts(prompts, trainer)
+    return found | {"env_mask": [[int(i != 1) for i in range(len(ids))] for ids in found["completion_ids"]]}
+
+
+@pytest.mark.parametrize("name", ["dapo", "dr_grpo"])
+def test_tokens_that_the_model_did_not_write_are_not_there(name, directory, tmp_path):
+    recipe = DROPPING[name].replace(correct=(gk.TIS(2.0),))
+    batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
+    _, (step,) = trained(directory, recipe, tmp_path, rollout_func=with_tools, **batch)
+    mask = joined(step, "completion_mask") * joined(step, "tool_mask")
+    assert step["processed"]._lengths.tolist() == mask.sum(1)[joined(step, "rollout_ids").argsort()].tolist()
+    out = gk.process(table(step["rewards"], step["processed"]._lengths), recipe)
+    constants = {"old_logps": logps(directory, step["start"], step)}
+    constants |= {"rollout_logps": joined(step, "sampling_per_token_logps"), "mask": mask}
+    _, gradient = expected(directory, recipe, step, out, **constants)
+    assert_same(step["grads"], gradient, bound=2e-4)
 
 
 @pytest.mark.parametrize("name", ["reinforce_pp", "kl_in_reward"])
@@ -379,76 +413,6 @@ def short(completion_ids, **columns):
     return [-float(len(ids)) for ids in completion_ids]
 
 
-REFUSED = [
-    ({"epsilon": 0.1}, "rloo", "epsilon=0.1"),
-    ({"loss_type": "grpo"}, "rloo", "loss_type='grpo'"),
-    ({"scale_rewards": "none"}, "rloo", "scale_rewards='none'"),
-    ({"beta": 0.1}, "rloo", "beta=0.1"),
-    ({"beta": 0.1}, "grpo", "0.04"),
-    ({"top_entropy_quantile": 0.2}, "rloo", "TopEntropy"),
-    ({"mask_truncated_completions": True}, "rloo", "NotTruncated"),
-    ({"importance_sampling_level": "sequence"}, "rloo", "gspo"),
-    ({"entropy_coef": 0.1}, "rloo", "Entropy"),
-    ({"vllm_importance_sampling_clip_max": 2.0}, "rloo", "TIS"),
-    ({"use_vllm": True}, "rloo", "vllm_importance_sampling_correction=True"),
-]
-
-
-def refused(recipe, directory, tmp_path, **config):
-    return RecipeTrainer(
-        directory,
-        tiny.reward,
-        GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **config),
-        tiny.dataset(),
-        recipe=recipe,
-    )
-
-
-@pytest.mark.parametrize(("config", "recipe", "words"), REFUSED)
-def test_options_that_the_recipe_states_are_refused(config, recipe, words, directory, tmp_path):
-    with pytest.raises(gk.InputError) as caught:
-        refused(recipe, directory, tmp_path, **config)
-    assert caught.value.kind == "refused_option"
-    assert words in str(caught.value)
-
-
-def test_weights_of_reward_functions_have_one_place(directory, tmp_path):
-    recipe = gk.recipe("rloo").replace(advantage=gk.GDPO("sequences"))
-    with pytest.raises(gk.InputError, match="reward_weights=.2.0. is TRL's own say"):
-        refused(recipe, directory, tmp_path, reward_weights=[2.0])
-
-
-def test_what_is_not_there_is_said(directory, tmp_path):
-    for recipe, words in [
-        (gk.recipe("icepop", low=0.2, high=0.2), "rollout_func"),
-        (gk.recipe("m2po_clip"), "the sampler's log-probs"),
-        (gk.recipe("remax"), "'baseline_reward'"),
-        (gk.recipe("luffy"), "'off_policy'"),
-    ]:
-        with pytest.raises(gk.InputError) as caught:
-            refused(recipe, directory, tmp_path)
-        assert caught.value.kind == "not_handed_over"
-        assert words in str(caught.value)
-    with pytest.raises(gk.InputError, match="steps_per_generation=2; expected a multiple of gradient_acc"):
-        refused("rloo", directory, tmp_path, steps_per_generation=2, gradient_accumulation_steps=4)
-    with pytest.raises(gk.InputError, match="max_len"):
-        refused("dapo", directory, tmp_path)
-
-
-def test_every_refused_option_is_one_of_trls():
-    from grpokit.adapters.trl_options import REFUSED
-
-    assert set(REFUSED) <= set(GRPOConfig.__dataclass_fields__)
-
-
-def test_another_trl_is_refused(directory, tmp_path, monkeypatch):
-    monkeypatch.delattr(GRPOTrainer, "_compute_loss")
-    with pytest.raises(gk.StateError) as caught:
-        refused("rloo", directory, tmp_path)
-    assert caught.value.kind == "other_framework"
-    assert "1.16.0 has no _compute_loss" in str(caught.value)
-
-
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_reward_is_a_number_or_none(value, directory, tmp_path):
     def reward(prompts, **columns):
@@ -488,8 +452,21 @@ def test_asynchronous_reward_functions(directory, tmp_path):
             assert trainer.processed.keep.all()
 
 
-def test_the_configuration_stays_the_callers(directory, tmp_path):
-    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    trainer = RecipeTrainer(directory, tiny.reward, args, tiny.dataset(), recipe="grpo")
-    assert (args.beta, trainer.args.beta, trainer.recipe.name) == (0.0, 0.04, "grpo")
-    assert trainer.ref_model is not None
+def test_nothing_else_of_trl_changes(directory, tmp_path):
+    """The recipe that is TRL's default loss gives TRL's own gradients and rollouts, step by step."""
+    recipe = gk.recipe("grpo", beta=0.0).replace(aggregate=gk.TokenMean())
+    batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 4}
+    _, ours = trained(directory, recipe, tmp_path, **batch)
+    _, theirs = trained(directory, recipe, tmp_path, trainer=Plain, **batch)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(joined(one, "completion_ids"), joined(other, "completion_ids"))
+        assert_same(one["grads"], other["grads"], bound=1e-3)  # TRL takes statistics in fp32
+
+
+class Plain(GRPOTrainer):
+    """TRL's own; the recipe is left out."""
+
+    start, processed = None, None
+
+    def __init__(self, recipe, **named):
+        super().__init__(**named)

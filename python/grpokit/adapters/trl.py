@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +32,7 @@ except ImportError as problem:
     raise error("missing_engine", what="grpokit.adapters.trl", package="trl", install="trl==1.16.0") from problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from grpokit._recipe import Recipe
     from grpokit.processed import Processed
@@ -153,11 +154,16 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         if wanted and "old_per_token_logps" not in output:
             config = self.args
             size = config.per_device_train_batch_size if mode == "train" else config.per_device_eval_batch_size
-            with torch.no_grad(), disable_gradient_checkpointing(self.model, config.gradient_checkpointing_kwargs):
+            with self._without_gradient():
                 output["old_per_token_logps"] = self._forward(self.model, output, batch_size=size)[0]
         if "sampling_per_token_logps" in output and "old_per_token_logps" in output:
             sampled = output["sampling_per_token_logps"]
             output["sampling_per_token_logps"] = torch.where(sampled.isnan(), output["old_per_token_logps"], sampled)
+
+    @contextmanager
+    def _without_gradient(self) -> Iterator[None]:
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            yield
 
     def _forward(self, model: Any, inputs: dict[str, Any], **flags: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs and entropies of the completion's places, and the loss of the router if there is one."""
@@ -259,7 +265,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         mode = "train" if self.model.training else "eval"
         if at == 0 and window.needs_first_pass:
             for number, micro in enumerate(inputs["window_inputs"]):
-                with torch.no_grad():
+                with self._without_gradient():
                     logps, entropies, _ = self._forward(model, micro, compute_entropy=True)
                 window.observe(number, logps, entropies)
         flags = {"compute_entropy": True, "compute_aux_loss": self.aux_loss_enabled}
