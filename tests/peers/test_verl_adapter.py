@@ -64,6 +64,27 @@ def test_a_plugin_that_fails_leaves_verl_alone(tmp_path):
     assert len(done.stdout.split()) == 2
 
 
+RAY = """
+import logging, ray
+quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+ray.init(num_cpus=1, object_store_memory=80 * 2**20, **quiet)
+@ray.remote
+def known():
+    import verl
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+    return get_policy_loss_fn("grpokit/gspo").func.__module__, get_adv_estimator_fn("grpokit/rloo").func.__module__
+print(*ray.get(known.remote()))
+ray.shutdown()
+"""
+
+
+def test_a_worker_of_ray_knows_them_as_well(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RAY], env=plugin(tmp_path), capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["grpokit.adapters.verl"] * 2, done.stderr[-2000:]
+
+
 ROWS = ["grpo", "dr_grpo", "nord", "dapo", "rloo", "opo", "gpg", "gspo", "cispo", "reinforce_pp_baseline"]
 UIDS = np.array(["b", "a", "b", "a", "c", "a", "b", "c"], dtype=object)
 REWARDS = [1.0, 0.0, 0.5, 2.0, 0.98, 0.0, 0.0, 0.98]
