@@ -97,8 +97,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
     `beta` of the trainer's own copy of the configuration is the recipe's coefficient.
 
     Options: those of `trl_options.REFUSED` must be at TRL's default, since the recipe states what they say (`epsilon`,
-    `loss_type`, `scale_rewards`, `mask_truncated_completions`, `top_entropy_quantile`, `entropy_coef`, ...); `beta` may be
-    the recipe's coefficient; vLLM's correction, on by default, is refused beside a recipe that corrects nothing.
+    `loss_type`, `scale_rewards`, `mask_truncated_completions`, `top_entropy_quantile`, `entropy_coef`, ...); `beta` may
+    be the recipe's coefficient; vLLM's correction, on by default, is refused beside a recipe that corrects nothing.
 
     A recipe that looks at the current policy of the whole step (ClipCov, TopEntropy, ...) takes a first forward pass
     over the step's micro-batches; dropout must be off for the two to agree (`disable_dropout=True`).
