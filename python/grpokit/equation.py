@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import error
-from .ranks import Ranks
+from .ranks import Declared, Ranks
 from .tokens import ALWAYS, Normalizer, Segments, Tokens, missing, sum_segments
 
 if TYPE_CHECKING:
@@ -186,6 +186,18 @@ def synchronize(batch: TokenBatch, recipe: Recipe, group: Any, *, average: bool)
     # What was observed before knew the denominators of this rank alone.
     whole.observed.clear()
     whole.ready.clear()
+    for term in recipe.terms:
+        whole.settled[_key(term)] = _early(whole, term)
+
+
+def declare(batch: TokenBatch, recipe: Recipe, counts: Normalizer, ranks: int) -> None:
+    """Settles the recipe's denominators by counts that the caller knows: the rest of the step is elsewhere.
+
+    The recipe may look at nothing of the whole step but these counts, so no weight of it has batch scope and no
+    denominator is over what is kept.
+    """
+    whole = batch.whole
+    whole.ranks = Declared(None, average=True, counts=counts, ranks=ranks)
     for term in recipe.terms:
         whole.settled[_key(term)] = _early(whole, term)
 

@@ -518,6 +518,20 @@ KINDS: dict[str, Kind] = {
         "a row of group {key!r} says {given} as the group's size in its field {field!r}; expected {expected}. "
         "The row was not taken.",
     ),
+    # inside other frameworks
+    "refused_option": Kind(
+        InputError,
+        "{owner}: {option}={given!r} is {framework}'s own say in what recipe {recipe!r} states. {remedy}",
+    ),
+    "not_handed_over": Kind(
+        InputError,
+        "recipe {recipe!r}: {reader} reads {what}, which {framework} does not hand over. {remedy}",
+    ),
+    "other_framework": Kind(
+        StateError,
+        "{package} {version} has no {missing}, which {adapter} relies on; it is written for {package} {known}. Install "
+        "that one.",
+    ),
     # training
     "too_few_prompts": Kind(
         InputError,

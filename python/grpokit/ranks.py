@@ -72,3 +72,26 @@ class Ranks:
         found = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(found, padded, group=self.group)
         return [part[:n].to(x.dtype) for part, n in zip(found, sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Declared(Ranks):
+    """A step of which a framework shows one part after another, and says how much it is in all.
+
+    Attributes
+    ----------
+    counts : Normalizer
+        Of the whole step, on all ranks.
+    ranks : int
+        How many ranks share it; their gradients are averaged.
+    """
+
+    counts: Normalizer
+    ranks: int
+
+    @property
+    def factor(self) -> int:
+        return self.ranks
+
+    def add(self, counts: Normalizer) -> Normalizer:
+        return self.counts

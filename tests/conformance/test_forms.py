@@ -128,7 +128,9 @@ def test_kinds_are_guessed():
 def test_what_it_is_held_against_must_be_there(kind, recipe, says):
     functions = {"filter": textbook.has_signal, "kl": textbook.k3, "advantage": textbook.group_norm}
     with pytest.raises(gk.InputError, match=says.replace("(", "\\(").replace(")", "\\)")):
-        engine.trial(functions.get(kind, textbook.dapo), recipe, kind, settings={"max_len": 9} if recipe == "dapo" else {})
+        engine.trial(
+            functions.get(kind, textbook.dapo), recipe, kind, settings={"max_len": 9} if recipe == "dapo" else {}
+        )
 
 
 def test_laws_by_name():

@@ -22,7 +22,9 @@ STAGES = {
     "aggregate": ["TokenMean()", "SequenceMean()", 'SequenceMean(over="rows")', "SequenceSum()", "Constant(7.0)"],
 }
 MADE = {"advantage": ours.advantage_of, "filter": ours.filter_of, "kl": ours.kl_of, "aggregate": ours.aggregate_of}
-OURS = [("loss", name) for name in gk.recipe_names() if REGISTRY["recipe"][name].__module__.startswith("grpokit.recipes")]
+OURS = [
+    ("loss", name) for name in gk.recipe_names() if REGISTRY["recipe"][name].__module__.startswith("grpokit.recipes")
+]
 OURS += [(kind, stage) for kind, stages in STAGES.items() for stage in stages]
 BOOK = [("book", function.__name__) for function in textbook.HELD_AGAINST]
 

@@ -15,6 +15,9 @@ os.environ |= {
     "VERL_FORCE_DEVICE": "cpu",
 }
 
+# No tests in them: what tests import, and what they start in processes of their own.
+collect_ignore = ["tiny.py", "trl_step.py", "trl_ranks.py", "verl_step.py", "verl_ranks.py", "verl_cpu.py"]
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
