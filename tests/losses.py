@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -308,27 +307,3 @@ def kinks(objective):
     bounds = (None if low is None else -low, high) if isinstance(objective, GeometricClip) else log_bounds(low, high)
     corners = (*bounds, dual and math.log(dual), -LIMIT, LIMIT)
     return [b for b in corners if b is not None]
-
-
-def described(r):
-    """The recipe as the reference reads it."""
-
-    def plain(stage):
-        return {"stage": type(stage).__name__} | {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
-
-    return {
-        "objective": plain(r.objective),
-        "correct": [plain(s) for s in r.correct],
-        "aggregate": plain(r.aggregate),
-        "ratio": r.ratio,
-        "dropped": r.dropped,
-        "extra": [
-            {
-                "objective": plain(t.objective),
-                "scale": t.scale,
-                "weigh": [plain(s) for s in t.weigh],
-                "aggregate": plain(t.aggregate),
-            }
-            for t in r.extra
-        ],
-    }

@@ -83,3 +83,20 @@ def test_the_identities_are_sentences(tool):
     lines = tool.identities()
     assert len(lines) >= 30
     assert all(line.endswith(".") for line in lines)
+
+
+def test_the_page_on_conformance_has_every_law_and_every_mistake():
+    from grpokit.testing.engine import LAWS
+    from grpokit.testing.mistakes import SAYS
+    from tests.conformance.mutants import MUTANTS
+
+    text = (ROOT / "docs" / "conformance.md").read_text()
+    for kind, laws in LAWS.items():
+        for law in laws:
+            assert re.search(
+                rf"^\| `{law.name}` \| [^|]*{kind}[^|]* \| {re.escape(law.says)} \|$", text, re.MULTILINE
+            ), law
+    for name, says in SAYS.items():
+        assert re.search(rf"^\| `{name}` \| [^|]* \| {re.escape(says)} \|$", text, re.MULTILINE | re.IGNORECASE), name
+    assert f"{len(MUTANTS)} faults planted" in text
+    assert f"{sum(bool(mutant[0]) for mutant in MUTANTS)} are named" in text

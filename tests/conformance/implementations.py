@@ -53,16 +53,6 @@ def in_numpy_with_gradient(logps, old_logps, advantages, mask):
     return in_numpy(logps, old_logps, advantages, mask), g
 
 
-def in_jax(logps, old_logps, advantages, mask):
-    import jax.numpy as jnp
-
-    d = jnp.clip(jnp.where(mask, logps, 0) - jnp.where(mask, old_logps, 0), -20, 20)
-    ratio = jnp.exp(d)
-    up, low = jnp.where(ratio > 1.28, 1.28, ratio), jnp.where(ratio < 0.8, 0.8, ratio)
-    clipped = jnp.where(advantages > 0, up, low)
-    return jnp.where(mask, -clipped * advantages, 0).sum() / jnp.maximum(mask.sum(), 1)
-
-
 def counted(logps, old_logps, advantages, mask, num_items_in_batch):
     ratio = textbook.log_ratios(logps, old_logps, mask).exp()
     clipped = torch.where(advantages > 0, torch.where(ratio > 1.28, 1.28, ratio), torch.where(ratio < 0.8, 0.8, ratio))

@@ -8,7 +8,7 @@ import pytest
 
 import grpokit as gk
 from grpokit.settings import read_stage
-from grpokit.stages import EXAMPLES, REGISTRY
+from grpokit.stages import EXAMPLES, of_papers
 from grpokit.testing import engine
 
 from . import ours, textbook
@@ -22,9 +22,7 @@ STAGES = {
     "aggregate": ["TokenMean()", "SequenceMean()", 'SequenceMean(over="rows")', "SequenceSum()", "Constant(7.0)"],
 }
 MADE = {"advantage": ours.advantage_of, "filter": ours.filter_of, "kl": ours.kl_of, "aggregate": ours.aggregate_of}
-OURS = [
-    ("loss", name) for name in gk.recipe_names() if REGISTRY["recipe"][name].__module__.startswith("grpokit.recipes")
-]
+OURS = [("loss", name) for name in of_papers("recipe")]
 OURS += [(kind, stage) for kind, stages in STAGES.items() for stage in stages]
 BOOK = [("book", function.__name__) for function in textbook.HELD_AGAINST]
 

@@ -15,7 +15,6 @@ from tests.losses import (
     RECIPES,
     WEIGHED,
     current,
-    described,
     kinks,
     padded,
     ragged,
@@ -25,6 +24,7 @@ from tests.losses import (
 
 from grpokit.loss import coefficients
 from grpokit.reference import loss as reference
+from grpokit.testing.oracle import described
 
 EPS = 1e-6
 

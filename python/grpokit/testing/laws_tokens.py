@@ -29,7 +29,8 @@ def _full(draw: Any) -> Any:
     return np.ones((draw(st.integers(1, 3)), draw(st.integers(1, 4))), bool)
 
 
-def _batches(trial: Trial, *, exact: bool = True, masks: Any = None) -> SearchStrategy[Batch]:
+def batches(trial: Trial, *, exact: bool = True, masks: Any = None) -> SearchStrategy[Batch]:
+    """Batches around the recipe's bounds, in the form that the function takes."""
     target, form = trial.target, trial.subject.form
     if trial.no_mask and masks is None:
         masks = st.composite(_full)()
@@ -86,7 +87,7 @@ def log_bounds_of(trial: Trial) -> list[float]:
 @st.composite
 def _on_bounds(draw: st.DrawFn, trial: Trial) -> Batch:
     """An answer of one token whose ratio stands exactly on a bound."""
-    case: Batch = draw(_batches(trial, masks=st.just(np.ones((1, 1), bool))))
+    case: Batch = draw(batches(trial, masks=st.just(np.ones((1, 1), bool))))
     return _at(case, draw(st.sampled_from(log_bounds_of(trial))))
 
 
@@ -215,7 +216,7 @@ def _no_bf16(trial: Trial) -> str:
 
 @st.composite
 def _far_cases(draw: st.DrawFn, trial: Trial) -> Batch:
-    case: Batch = draw(_batches(trial, exact=False))
+    case: Batch = draw(batches(trial, exact=False))
     shape = case.mask.shape
     at = draw(st.integers(0, case.mask.size - 1))
     row, place = divmod(at, shape[1])
@@ -256,25 +257,26 @@ def _no_entropies(trial: Trial) -> str:
 
 
 LOSS = (
-    Law("value", "the loss is the equation's", _value, _batches),
-    Law("gradient", "∂LOSS/∂logps is the equation's, stop-gradients included", _gradient, _batches,
+    Law("value", "the loss is the equation's", _value, batches),
+    Law("gradient", "∂LOSS/∂logps is the equation's, stop-gradients included", _gradient, batches,
         lambda t: t.no_gradient),
-    Law("entropy_gradient", "∂LOSS/∂entropies is the equation's", _entropy_gradient, _batches, _no_entropies),
-    Law("bound", "on a bound the gradient is on", _bound, _on_bounds, _no_bound),
-    Law("masked", "what is behind the mask does not matter", _masked, _batches, lambda t: t.no_mask),
-    Law("masked_nan", "NaN behind the mask does not arrive", _masked_nan, _batches, lambda t: t.no_mask),
-    Law("all_masked", "of a batch that is masked altogether loss and gradient are 0", _all_masked, _batches,
+    Law("entropy_gradient", "∂LOSS/∂entropies is the equation's", _entropy_gradient, batches, _no_entropies),
+    Law("bound", "on a bound, where there are two slopes, the gradient is the inner one", _bound, _on_bounds,
+        _no_bound),
+    Law("masked", "what is behind the mask does not matter", _masked, batches, lambda t: t.no_mask),
+    Law("masked_nan", "NaN behind the mask does not arrive", _masked_nan, batches, lambda t: t.no_mask),
+    Law("all_masked", "of a batch that is masked altogether loss and gradient are 0", _all_masked, batches,
         lambda t: t.no_mask),
-    Law("padding", "places that are masked change no denominator", _padding, _batches, lambda t: t.no_mask),
-    Law("order", "the order of the answers does not matter", _order, _batches),
-    Law("split", "micro-batches add up to the step", _split, _batches, _no_split),
-    Law("fp32", "float32 is as near as its rounding allows", _fp32, lambda t: _batches(t, exact=False)),
+    Law("padding", "places that are masked change no denominator", _padding, batches, lambda t: t.no_mask),
+    Law("order", "the order of the answers does not matter", _order, batches),
+    Law("split", "micro-batches add up to the step", _split, batches, _no_split),
+    Law("fp32", "float32 is as near as its rounding allows", _fp32, lambda t: batches(t, exact=False)),
     Law("bf16", "bf16 log-probs are made float32 before they are subtracted", _bf16,
-        lambda t: _batches(t, exact=False), _no_bf16),
+        lambda t: batches(t, exact=False), _no_bf16),
     Law("far", "a ratio of e^±100 beyond a clip has no gradient, and makes no NaN", _far, _far_cases, _no_ratio),
     Law("repeatable", "the same bits every time, without random numbers",
-        lambda t, case: repeated(lambda: _bits(t.subject.loss(case))), _batches),
-    Law("inputs", "the arguments are left as they were", unchanged, _batches),
+        lambda t, case: repeated(lambda: _bits(t.subject.loss(case))), batches),
+    Law("inputs", "the arguments are left as they were", unchanged, batches),
 )  # fmt: skip
 
 
@@ -315,15 +317,15 @@ def _kl_fp32(trial: Trial, case: Batch) -> None:
 
 
 KL = (
-    Law("value", "the estimate is the equation's", _kl_value, _batches),
-    Law("gradient", "its gradient by logps is the equation's", _kl_gradient, _batches, lambda t: t.no_gradient),
-    Law("zero", "for two equal policies it is exactly 0", _kl_zero, _batches),
-    Law("sign", "it is not negative", _kl_sign, _batches,
+    Law("value", "the estimate is the equation's", _kl_value, batches),
+    Law("gradient", "its gradient by logps is the equation's", _kl_gradient, batches, lambda t: t.no_gradient),
+    Law("zero", "for two equal policies it is exactly 0", _kl_zero, batches),
+    Law("sign", "it is not negative", _kl_sign, batches,
         lambda t: "k1 has either sign" if t.target.spec["kind"] == "k1" else ""),
-    Law("fp32", "float32 is as near as its rounding allows", _kl_fp32, lambda t: _batches(t, exact=False)),
+    Law("fp32", "float32 is as near as its rounding allows", _kl_fp32, lambda t: batches(t, exact=False)),
     Law("repeatable", "the same bits every time, without random numbers",
-        lambda t, case: repeated(lambda: [t.subject.kl(case).tokens]), _batches),
-    Law("inputs", "the arguments are left as they were", unchanged, _batches),
+        lambda t, case: repeated(lambda: [t.subject.kl(case).tokens]), batches),
+    Law("inputs", "the arguments are left as they were", unchanged, batches),
 )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from .trial import Law, Trial
 
+# Laws that any mistake breaks: what explains plain cases explains these as well.
+GENERAL = ("value", "gradient", "entropy_gradient", "padding", "masked", "order", "split", "fp32", "apart", "labels")
 CATALOGUES: dict[str, dict[str, Any]] = {
     "loss": mistaken_losses.LOSS,
     "kl": mistaken_tokens.KL,
@@ -69,9 +71,10 @@ def guess(law: Law, tried: Trial, problem: Departure, case: Any) -> tuple[str, s
     """
     if problem.part in ("raises", "shape") or (problem.part == "dtype" and law.name != "bf16"):
         return "", ""
-    name, way = _by_panel(tried)
-    if not name:
-        name, way = _by_law(law, tried, problem, case), ""
+    name, way = _by_law(law, tried, problem, case), ""
+    if not name or law.name in GENERAL:
+        found = _by_panel(tried)
+        name, way = found if found[0] else (name, "")
     return name, f"{SAYS[name]}{f' ({way})' if way else ''}" if name else ""
 
 

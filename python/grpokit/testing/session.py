@@ -82,8 +82,8 @@ class Session:
         """The names of its laws."""
         return [name for name, _ in self.description["laws"]]
 
-    def run(self, law: str, *, examples: int = EXAMPLES, derandomize: bool = False, seed: int | None = None) -> Verdict:
-        """The verdict on one law.
+    def check(self, law: str) -> None:
+        """Refuses what is no law of its kind.
 
         Raises
         ------
@@ -93,6 +93,16 @@ class Session:
         if law not in self.laws:
             kind, known = self.description["kind"], ", ".join(self.laws)
             raise error("unknown_law", given=law, kind=kind, nearest=nearest(law, self.laws), known=known)
+
+    def run(self, law: str, *, examples: int = EXAMPLES, derandomize: bool = False, seed: int | None = None) -> Verdict:
+        """The verdict on one law.
+
+        Raises
+        ------
+        InputError
+            `unknown_law`.
+        """
+        self.check(law)
         says = dict(self.description["laws"])[law]
         if self.deaths >= DEATHS:
             return Verdict(
@@ -239,6 +249,8 @@ def conform(
         Those of `Session` and `unknown_law`.
     """
     with Session(implementation, recipe, kind, said=said, settings=settings, limit=limit) as session:
+        for law in laws:
+            session.check(law)
         each(session)
         found = []
         for verdict in _verdicts(session, laws or session.laws, examples, derandomize=derandomize, minutes=minutes):
