@@ -34,6 +34,20 @@ def dapo(logps, old_logps, advantages, mask):
     return per_token.sum() / mask.sum().clamp(min=1)
 
 
+def dapo_of_a_step(logps, old_logps, advantages, mask, num_items_in_batch):
+    ratio = log_ratios(logps, old_logps, mask).exp()
+    clipped = torch.where(advantages > 0, torch.where(ratio > 1.28, 1.28, ratio), torch.where(ratio < 0.8, 0.8, ratio))
+    return masked(-clipped * advantages, mask).sum() / max(num_items_in_batch, 1)
+
+
+def with_entropy(logps, old_logps, advantages, entropies, mask):
+    """TRL's default loss with its entropy bonus, coefficient 0.01."""
+    ratio = log_ratios(logps, old_logps, mask).exp()
+    clipped = torch.where(advantages > 0, torch.where(ratio > 1.2, 1.2, ratio), torch.where(ratio < 0.8, 0.8, ratio))
+    per_token = -clipped * advantages - 0.01 * masked(entropies, mask)
+    return masked(per_token, mask).sum() / mask.sum().clamp(min=1)
+
+
 def gspo(logps, old_logps, advantages, mask):
     log_ratio = log_ratios(logps, old_logps, mask)
     lengths = mask.sum(1, keepdim=True).clamp(min=1)
@@ -121,6 +135,8 @@ def sequence_mean(values, mask):
 HELD_AGAINST = {
     grpo: ("loss", "grpo", {}),
     dapo: ("loss", "dapo", {"max_len": 100}),
+    dapo_of_a_step: ("loss", "dapo", {"max_len": 100}),
+    with_entropy: ("loss", "trl", {"entropy_coef": 0.01}),
     gspo: ("loss", "gspo", {}),
     cispo: ("loss", "cispo", {"high": 4.0}),
     group_norm: ("advantage", "GroupNorm()", {}),

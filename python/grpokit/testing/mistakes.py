@@ -41,6 +41,7 @@ SAYS = {
     "gradient_at_bound": "on a bound the gradient is off, or half: another comparison, or torch.clamp's derivative",
     "nan_times_zero": "it multiplies by the mask instead of selecting: NaN · 0 is NaN",
     "empty_denominator": "it divides by a count of 0",
+    "micro_batch_counts": "the denominator is the micro-batch's and not the optimizer step's",
     "padding_counted": "the denominator counts padded places",
     "subtracted_in_bf16": "bf16 log-probs are subtracted before they are made float32",
     "inf_times_zero": "an infinite ratio is multiplied by 0",
@@ -184,10 +185,12 @@ def _by_law(law: Law, tried: Trial, problem: Departure, case: Any) -> str:
     if law.name in ("repeatable", "inputs"):
         return "random" if law.name == "repeatable" else "mutates"
     tokens = {
+        "entropy_gradient": "" if _numeric(got) and np.any(np.asarray(got)) else "ratio_not_differentiated",
         "bound": "gradient_at_bound",
         "masked_nan": "nan_times_zero",
         "masked": "mask_ignored",
         "padding": "padding_counted",
+        "split": "micro_batch_counts",
         "bf16": "subtracted_in_bf16",
         "far": "inf_times_zero",
         "all_masked": "empty_denominator" if nan else "",
