@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
 	@echo "make test       everything that a contributor runs before a change (at most 15 minutes)"
-	@echo "make test-slow  the slow and heavy checks (at most 45 minutes)"
+	@echo "make test-slow  the slow and heavy checks (about an hour)"
 	@echo "make test-peers what is compared with TRL, verl and Liger, which are installed beside the project"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"

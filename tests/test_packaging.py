@@ -46,6 +46,11 @@ def test_the_wheel_holds_what_it_must(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("py.typed", "__init__.pyi", "_native.pyi", "kernels/__init__.py", "trainer/loop.py", "cli.py"):
         assert f"grpokit/{name}" in names
+    for name in ("__init__.py", "session.py", "strategies.py"):
+        assert f"grpokit_pytest/{name}" in names
+    entry_points = zipfile.ZipFile(wheel).read(next(x for x in names if x.endswith("entry_points.txt"))).decode()
+    for group in ("pytest11", "hypothesis", "verl.plugins"):
+        assert f"[{group}]" in entry_points
     assert sum(name.endswith(".so") for name in names) == 1
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "kernels", "rust"))]
@@ -75,6 +80,22 @@ def test_an_empty_environment_with_numpy_alone(wheel, python, tmp_path):
     assert trained.returncode == 2
     assert trained.stderr.count("\n") == 1
     assert "pip install 'grpokit[train]'" in trained.stderr
+    # With hypothesis, and no torch, NumPy functions are held against the reference.
+    (tmp_path / "mine.py").write_text("def centred(rewards, group_ids):\n    return rewards - rewards.mean()\n")
+    conform = [
+        tmp_path / "env" / "bin" / "grpokit",
+        "conform",
+        "mine:centred",
+        "--recipe",
+        "dr_grpo",
+        "--set",
+        "max_len=9",
+    ]
+    asked = subprocess.run(conform, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (asked.returncode, "pip install 'grpokit[conform]'" in asked.stderr) == (2, True)
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", inside, "hypothesis"], check=True)
+    asked = subprocess.run([*conform, "--law", "value"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (asked.returncode, "looks like batch_statistics" in asked.stdout) == (1, True), asked.stderr
 
 
 def find(python):

@@ -115,11 +115,12 @@ def _listed(x: NDArray[Any]) -> str:
     return repr(x.tolist()).replace("nan", "float('nan')").replace("inf", "float('inf')")
 
 
-def random_states() -> list[str]:
-    """The states of the global random generators of what is imported, as texts."""
+def random_states() -> list[Any]:
+    """The states of the global random generators of what is imported, to be compared."""
     import random
 
-    states = [repr(random.getstate()), repr(np.random.get_state())]  # noqa: NPY002 - the global one is meant
+    _, words, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one is meant
+    states: list[Any] = [random.getstate(), np.asarray(words).tobytes(), position]
     if "torch" in sys.modules:
-        states.append(str(sys.modules["torch"].get_rng_state().sum()))
+        states.append(sys.modules["torch"].get_rng_state().numpy().tobytes())
     return states
