@@ -172,6 +172,7 @@ MUTANTS = [
     ("threshold", book, textbook.has_signal, "R.max() > R.min()", "R.std() > 0.05"),
     ("rows_not_groups", book, textbook.has_signal, "R.max() > R.min()", "(R.max() > R.min()) & (R != 0)"),
     ("groups_by_position", book, textbook.has_signal, "    keep = np.zeros(len(rewards), bool)\n", "    keep = np.zeros(len(rewards), bool)\n    group_ids = np.cumsum(np.diff(group_ids, prepend=group_ids[:1]) != 0)\n"),
+    ("shaped_reward", book, textbook.has_signal_of_outcomes, "return has_signal(rewards, group_ids)", "return has_signal(shaped_rewards, group_ids)"),
     ("band_ends", book, textbook.pass_rate, "<= 0.75 + 1e-9", "< 0.75 - 1e-9"),
     ("masked_tokens_counted", book, textbook.sequence_mean, "masked(values, mask).sum(1) / lengths.clamp(min=1)", "masked(values, mask).mean(1)"),
     ("mask_ignored", book, textbook.token_mean, "masked(values, mask).sum()", "values.sum()"),

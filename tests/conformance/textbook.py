@@ -99,6 +99,11 @@ def has_signal(rewards, group_ids):
     return keep
 
 
+def has_signal_of_outcomes(rewards, shaped_rewards, group_ids):
+    assert rewards.shape == shaped_rewards.shape
+    return has_signal(rewards, group_ids)
+
+
 def pass_rate(rewards, group_ids):
     if not np.isfinite(rewards).all():
         raise ValueError("a reward is not finite")
@@ -142,6 +147,7 @@ HELD_AGAINST = {
     group_norm: ("advantage", "GroupNorm()", {}),
     leave_one_out: ("advantage", "LeaveOneOut()", {}),
     has_signal: ("filter", "HasSignal()", {}),
+    has_signal_of_outcomes: ("filter", "HasSignal()", {}),
     pass_rate: ("filter", "PassRate(0.25, 0.75)", {}),
     k3: ("kl", "k3", {}),
     k2: ("kl", "k2", {}),

@@ -41,6 +41,7 @@ rollout_ids sample_ids
 _ROWS = """
 rewards reward scores score rewards_N outcomes r
 token_rewards token_level_rewards token_level_scores
+shaped_rewards shaped_reward final_rewards seq_final_reward total_rewards
 group_ids group_id groups group index uid uids prompt_ids
 mask response_mask completion_mask
 lengths response_lengths completion_lengths seq_lens response_len response_length

@@ -90,6 +90,11 @@ class Rollouts:
         """The same with other columns."""
         return Rollouts(**({name: getattr(self, name) for name in self.__dataclass_fields__} | columns))
 
+    @property
+    def shaped(self) -> NDArray[np.float64]:
+        """(N,): the rewards less a punishment for length, a quarter for each token beyond the third."""
+        return self.rewards - 0.25 * np.maximum(self.lengths - 3, 0)
+
     def take(self, rows: Any) -> Rollouts:
         """Some rows, in another order if so."""
         return Rollouts(self.group_ids[rows], self.rewards[rows], self.lengths[rows], self.baselines[rows])

@@ -269,6 +269,11 @@ def rows_alone(case: Rollouts, spec: Spec) -> Outcomes:
     yield "only the first row of a group is told", right & first
 
 
+def shaped(case: Rollouts, spec: Spec) -> Outcomes:
+    """The shaped reward is looked at, and not the outcome: a punishment for length makes a signal of its own."""
+    yield "", spec["right"](case.replace(rewards=case.shaped))
+
+
 def filtered_by_position(case: Rollouts, spec: Spec) -> Outcomes:
     """Groups are told by the position of the rows and not by their ids."""
     yield "rows that are neighbours and of one group are taken for a group", spec["right"](_runs(case))
@@ -288,5 +293,6 @@ FILTER: dict[str, Mistaken] = {
     "threshold": thresholds,
     "band_ends": edges,
     "rows_not_groups": rows_alone,
+    "shaped_reward": shaped,
     "groups_by_position": filtered_by_position,
 }

@@ -73,7 +73,7 @@ def guess(law: Law, tried: Trial, problem: Departure, case: Any) -> tuple[str, s
     if problem.part in ("raises", "shape") or (problem.part == "dtype" and law.name != "bf16"):
         return "", ""
     name, way = _by_law(law, tried, problem, case), ""
-    if not name or law.name in GENERAL:
+    if not name or law.name in GENERAL or (tried.target.kind == "filter" and law.name.startswith("constant")):
         found = _by_panel(tried)
         name, way = found if found[0] else (name, "")
     return name, f"{SAYS[name]}{f' ({way})' if way else ''}" if name else ""

@@ -313,6 +313,7 @@ class Subject:
         np.put_along_axis(at_end, lengths[..., None] - 1, case.rewards[rows][..., None], -1)
         found = {
             "rewards": self._array(case.rewards[rows], dtype),
+            "shaped_rewards": self._array(case.shaped[rows], dtype),
             "token_rewards": self._array(at_end, dtype),
             "mask": self._mask(mask, dtype),
             "lengths": self._array(lengths, dtype),
