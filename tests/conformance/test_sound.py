@@ -56,12 +56,22 @@ def test_a_sound_implementation_passes(kind, name):
     assert departures(kind, name, 12) == []
 
 
+def distinct():
+    """One recipe for each combination of formulas that there is; the others differ from it by numbers alone."""
+    found = {}
+    for name in of_papers("recipe"):
+        recipe = gk.recipe(name, **EXAMPLES.get(name, {}))
+        stages = [stage for t in recipe.terms for stage in (t.objective, *t.weigh, t.aggregate)]
+        found.setdefault((recipe.ratio, *map(type, stages)), ("loss", name))
+    return [*found.values(), *OURS[len(of_papers("recipe")) :], *BOOK]
+
+
 @pytest.mark.slow
 def test_a_sound_implementation_passes_ten_thousand_cases(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the cases are small, and there is a process for each core
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        tried = {case: pool.submit(departures, *case, 0, 10_000) for case in OURS + BOOK}
+        tried = {case: pool.submit(departures, *case, 0, 10_000) for case in distinct()}
         found = {case: run.result() for case, run in tried.items()}
     assert {case: problems for case, problems in found.items() if problems} == {}
 

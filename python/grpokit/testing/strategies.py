@@ -60,13 +60,18 @@ def _bytes(size: int) -> st.SearchStrategy[bytes]:
     return st.binary(min_size=size, max_size=size)
 
 
+def _drawn(draw: st.DrawFn, size: int) -> bytes:
+    """Bytes, of which all that a strategy chooses is made: a draw costs more than what is drawn."""
+    return draw(_bytes(size))
+
+
 def _cells(draw: st.DrawFn, shape: tuple[int, ...], *palettes: NDArray[Any]) -> list[NDArray[Any]]:
     """An array of the shape for each palette of 256 numbers.
 
     As many bytes are drawn for small shapes as for the largest: each place keeps its own when a case shrinks.
     """
     most = tuple(map(max, shape, MOST[len(shape)]))
-    drawn = np.frombuffer(draw(_bytes(math.prod(most) * len(palettes))), np.uint8).reshape(len(palettes), *most)
+    drawn = np.frombuffer(_drawn(draw, math.prod(most) * len(palettes)), np.uint8).reshape(len(palettes), *most)
     found = drawn[(slice(None), *map(slice, shape))]
     return [palette[at] for palette, at in zip(palettes, found, strict=True)]
 
@@ -98,6 +103,15 @@ LOGPS = -np.abs(_palette((-1.0, -0.25, 0.0, -2.0, -16.0), 1.5, 2))
 ENTROPIES = np.abs(_palette((1.0, 0.0, 0.5, 2.0), 1.0, 3))
 ADVANTAGES = _palette((1.0, -1.0, 0.0, 0.5, -2.0, -0.75, FINE), 1.0, 4)
 BASELINES = _palette((0.0, 1.0, 0.5), 1.0, 8)
+NAMES = np.array([7, 3, -2, 2**40, 0, 11])
+REWARDS: tuple[NDArray[Any], ...] = (
+    np.arange(256.0) % 2,
+    np.array([NON_DYADIC[i % len(NON_DYADIC)] for i in range(256)]),
+    _palette((1.0, 0.0, -1.0, 0.5), 2.0, 6),
+    1e6 + np.arange(256) % 5 * 0.25,
+    np.round(np.random.default_rng(7).normal(0, 1, 256) * 64) / 64,
+    np.where(np.arange(256) % 8 == 7, 0.9, 0.3),
+)
 VALUES = _palette((1.0, 2.0, 0.0, -1.0, 1e6, -1e6), 1.0, 5)
 
 
@@ -110,17 +124,18 @@ def ragged_masks(
     Edge cases: no padding; right and left padding; holes inside (tool outputs, masked turns); a row that is masked
     altogether (a truncated answer); everything masked; one row; one token.
     """
-    S, T = draw(st.integers(min_rows, max_rows)), draw(st.integers(1, max_tokens))
-    kind = draw(st.sampled_from(("right", "full", "left", "holes", "none")))
-    places = np.arange(T)
-    if kind in ("right", "left"):
-        lengths = np.array(draw(st.lists(st.integers(0, T), min_size=S, max_size=S)))[:, None]
-        mask: NDArray[np.bool_] = places < lengths if kind == "right" else places >= T - lengths
-    elif kind == "holes":
-        (mask,) = _cells(draw, (S, T), np.arange(256) % 3 != 2)
-    else:
-        mask = np.full((S, T), kind == "full")
-    return mask
+    s, t, kind, *rest = _drawn(draw, 3 + max_rows * max_tokens)
+    S, T = min_rows + s % (max_rows - min_rows + 1), 1 + t % max_tokens
+    places, cells = np.arange(T), np.array(rest).reshape(max_rows, max_tokens)[:S, :T]
+    lengths = cells[:, :1] % (T + 1)
+    masks: dict[str, NDArray[np.bool_]] = {
+        "right": places < lengths,
+        "full": np.ones((S, T), bool),
+        "left": places >= T - lengths,
+        "holes": cells % 3 != 2,
+        "none": np.zeros((S, T), bool),
+    }
+    return masks[("right", "full", "left", "holes", "none")[kind % 5]]
 
 
 @st.composite
@@ -207,16 +222,12 @@ def groups(draw: st.DrawFn, max_rows: int = MOST[1][0], *, equal: bool = False) 
     Edge cases: no rows; a single group; groups of one; unequal sizes; rows of a group that are not neighbours; ids that
     are neither small, nor sorted, nor positive. With `equal`: whole groups of one size, one after another.
     """
-    names = np.array([7, 3, -2, 2**40, 0, 11])
+    n, g, ordered, *rest = _drawn(draw, 3 + max_rows)
     if equal:
-        n, g = draw(st.integers(2, 4)), draw(st.integers(1, 3))
-        return np.repeat(names[:g], n)
-    N = draw(st.integers(0, max_rows))
-    most = draw(st.sampled_from((2, 1, 4, 6)))
-    (ids,) = _cells(draw, (N,), names[np.arange(256) % most])
-    if draw(st.booleans()):
-        ids = ids[np.argsort(ids, kind="stable")]
-    return ids
+        return np.repeat(NAMES[: 1 + g % 3], 2 + n % 3)
+    N, most = n % (max_rows + 1), (2, 1, 4, 6)[g % 4]
+    ids: NDArray[np.int64] = NAMES[np.array(rest[:N], np.int64) % most]
+    return ids[np.argsort(ids, kind="stable")] if ordered % 2 else ids
 
 
 @st.composite
@@ -227,24 +238,15 @@ def rewards(draw: st.DrawFn, group_ids: NDArray[np.int64], *, signal: bool | Non
     (7 to 1); ties; tiny differences on a huge offset; values that bf16 holds; negative, tiny and large ones. With
     `signal=False` every group is constant, with True none of more than one row is.
     """
-    N = len(group_ids)
-    style = draw(st.sampled_from(("binary", "tenths", "real", "offset", "bf16", "one_off")))
-    palette = {
-        "binary": np.arange(256.0) % 2,
-        "tenths": np.array([NON_DYADIC[i % len(NON_DYADIC)] for i in range(256)]),
-        "real": _palette((1.0, 0.0, -1.0, 0.5), 2.0, 6),
-        "offset": 1e6 + np.arange(256) % 5 * 0.25,
-        "bf16": np.round(np.random.default_rng(7).normal(0, 1, 256) * 64) / 64,
-        "one_off": np.where(np.arange(256) % 8 == 7, 0.9, 0.3),
-    }[style]
-    (found,) = _cells(draw, (N,), palette)
-    for i, g in enumerate(dict.fromkeys(group_ids.tolist())):
-        rows = np.flatnonzero(group_ids == g)
-        constant = signal is False or (signal is None and draw(st.integers(0, 3)) == 3)
-        if constant:
-            found[rows] = NON_DYADIC[draw(st.integers(0, len(NON_DYADIC) - 1))]
-        elif signal and len(rows) > 1 and np.ptp(found[rows]) == 0:
-            found[rows[0]] += 1.0 + i
+    N, names = len(group_ids), dict.fromkeys(group_ids.tolist())
+    style, *rest = _drawn(draw, 1 + max(N, MOST[1][0]) + len(NAMES))
+    found = REWARDS[style % len(REWARDS)][np.array(rest[:N], np.int64)]
+    for i, g in enumerate(names):
+        rows, byte = group_ids == g, rest[-1 - i % len(NAMES)]
+        if signal is False or (signal is None and byte % 4 == 3):
+            found[rows] = NON_DYADIC[byte // 4 % len(NON_DYADIC)]
+        elif signal and rows.sum() > 1 and np.ptp(found[rows]) == 0:
+            found[np.argmax(rows)] += 1.0 + i
     return found
 
 
