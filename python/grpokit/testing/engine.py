@@ -65,7 +65,7 @@ def trial(
         oracle_rows.check_estimator(whole.stages[0])
     if kind == "filter":
         oracle_rows.check_selection(whole.stages)
-    arguments = mapped(function, kind, whole.numbers, said or {})
+    arguments = mapped(function, kind, whole.numbers, said or {}, whole.unread)
     subject = Subject(function, kind, arguments, name=name, before=before, after=after)
     held = whole.within(subject.sources)
     subject = adapted(subject, lambda tried: _plainly_right(Trial(tried, held)))
