@@ -140,6 +140,14 @@ def without_gradient(logps, old_logps, advantages, mask):
     return as_everybody_writes_it(logps, old_logps, advantages, mask).item()
 
 
+def wrong_and_per_row(logps, old_logps, advantages, mask):
+    """With advantages (S, T) it would broadcast to (S, S, T) and not complain."""
+    A = advantages.unsqueeze(1)
+    ratio = textbook.log_ratios(logps, old_logps, mask).exp()
+    surrogate = torch.min(ratio * A, ratio.clamp(0.8, 1.28) * A)
+    return (-surrogate * mask).mean()
+
+
 def keep_of_one_group(rewards):
     return bool(max(rewards) > min(rewards)) and bool(np.isfinite(rewards).all())
 

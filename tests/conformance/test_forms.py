@@ -168,6 +168,12 @@ def test_special_laws_are_not_blamed_for_what_is_wrong_everywhere():
     assert {v.guess for v in found.values()} == {"ratio_not_differentiated"}
 
 
+def test_the_form_of_a_wrong_function_is_the_one_that_keeps_rows_apart():
+    made = tried(given.wrong_and_per_row)
+    assert made.subject.form.advantages == "row"
+    assert verdicts(made, "value", examples=100)["value"].guess == "masked_tokens_counted"
+
+
 def test_laws_by_name():
     with pytest.raises(gk.InputError) as caught:
         engine.chosen("loss", ["valeu"])

@@ -386,8 +386,10 @@ def _real(value: Any, what: str) -> None:
         raise Departure("dtype", f"its {what} is complex", "float", arrays.format_of(value))
 
 
-def adapted(subject: Subject, right: Callable[[Subject], bool]) -> Subject:
-    """The subject with the form that it takes: the first that gives what is right, or else the first that it takes.
+def adapted(
+    subject: Subject, right: Callable[[Subject], bool], likely: Callable[[Subject], bool] = lambda _: True
+) -> Subject:
+    """The subject with the form that it takes: the first that gives what is right, or else the first likely one.
 
     Raises
     ------
@@ -409,7 +411,7 @@ def adapted(subject: Subject, right: Callable[[Subject], bool]) -> Subject:
             else:
                 taken.append(tried)
     if taken:
-        return taken[0]
+        return next(filter(likely, taken), taken[0])
     raise error("uncallable_implementation", name=subject.name, problem=_furthest(problems))
 
 
