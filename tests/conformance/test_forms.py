@@ -174,6 +174,19 @@ def test_the_form_of_a_wrong_function_is_the_one_that_keeps_rows_apart():
     assert verdicts(made, "value", examples=100)["value"].guess == "masked_tokens_counted"
 
 
+def test_a_failure_of_jax_is_shown_with_its_numbers():
+    """The gradient is asked with tracers, which are no numbers to be shown."""
+    jnp = pytest.importorskip("jax.numpy")
+
+    space = {"jnp": jnp}
+    source = "def twice_k3(logps, ref_logps):\n    y = ref_logps - logps\n    return 2 * (jnp.exp(y) - y - 1)\n"
+    exec(source, space)
+    made = engine.trial(space["twice_k3"], "k3", "kl", name="implementations:twice_k3")
+    found = verdicts(made, "value", "gradient", examples=10)
+    assert {v.guess for v in found.values()} == {"kl_coefficient"}
+    assert all("logps=jnp.array([[" in v.snippet for v in found.values())
+
+
 def test_laws_by_name():
     with pytest.raises(gk.InputError) as caught:
         engine.chosen("loss", ["valeu"])

@@ -148,7 +148,8 @@ class Subject:
 
     def kl(self, case: Batch, dtype: str = "float64") -> Got:
         """A KL estimator's numbers and the slope of their sum by logps."""
-        given, kept, live = self._token_columns(case, dtype), {}, self._live(case, dtype)
+        given, live = self._token_columns(case, dtype), self._live(case, dtype)
+        kept: dict[str, Any] = {}
 
         def total(leaves: dict[str, Any]) -> Any:
             result = _first(self._called({**given, **leaves}))
@@ -156,7 +157,7 @@ class Subject:
                 shapes = tuple(given["logps"].shape), tuple(getattr(result, "shape", ()))
                 raise Departure("shape", "it gives no number per token", *shapes)
             _real(result, "estimate")
-            kept["tokens"] = result
+            kept.setdefault("tokens", result)
             return (result * live).sum()
 
         value, gradients = self._slopes(total, {"logps": given["logps"]})
@@ -226,7 +227,7 @@ class Subject:
 
         def scalar(leaves: dict[str, Any]) -> Any:
             result = self._called({**given, **leaves})
-            kept["result"] = result
+            kept.setdefault("result", result)  # of the first call: jax's second is with tracers
             value = result[0] if isinstance(result, tuple | list) and len(result) else _first(result)
             shape = tuple(getattr(value, "shape", ()))
             if shape not in ((), (1,)) or not hasattr(value, "__float__"):
@@ -248,7 +249,8 @@ class Subject:
 
     def _called(self, given: Mapping[str, Any]) -> Any:
         """The function on the arguments that it has names for."""
-        self.last = given
+        if not any("Tracer" in type(x).__name__ for x in given.values()):
+            self.last = given
         with self._watched("it raises"):
             return self.function(*self._positional(given), **self._named(given))
 
