@@ -221,7 +221,7 @@ KINDS: dict[str, Kind] = {
     ),
     "uncallable_implementation": Kind(
         InputError,
-        "{name} could not be called with any form of its arguments; with the likeliest it raised {problem}. "
+        "{name} could not be called with any form of its arguments; with the likeliest: {problem}. "
         "Say which argument is what with --map, or wrap it in a function with plainer arguments.",
     ),
     "unknown_law": Kind(

@@ -6,8 +6,11 @@ grpokit nor NumPy nor hypothesis; `grpokit_pytest.session` does, once laws are c
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from typing import Any
+
+import pytest
 
 SUITE = "grpokit.testing.conformance"
 OPTIONS = {
@@ -19,40 +22,52 @@ OPTIONS = {
     "limit": "seconds that one call may take (default: 10)",
     "conformance-json": "write what came of every law to this file",
 }
+SEVERAL = {
+    "set": "KEY=VALUE: a parameter of the recipe (may be repeated)",
+    "map": "ARGUMENT=SOURCE: what an argument is (may be repeated)",
+}
+DERANDOMIZE = "the same inputs every time"
 
 
 def pytest_addoption(parser: Any) -> None:
-    """Options, each an ini key and an environment variable too: --impl, grpokit_impl, GRPOKIT_IMPL."""
+    """An ini key for each option: --impl is grpokit_impl, and the environment variable GRPOKIT_IMPL."""
+    for name, about in OPTIONS.items():
+        parser.addini(_key(name), about)
+    for name, about in SEVERAL.items():
+        parser.addini(_key(name), about, type="linelist", default=[])
+    parser.addini(_key("derandomize"), DERANDOMIZE, type="bool", default=False)
+
+
+def pytest_load_initial_conftests(args: list[str], parser: Any) -> None:
+    """The options, where the suite is asked for: names as short as --kind are others' everywhere else."""
+    if not _asked(args) and not any(str(argument).startswith("--impl") for argument in args):
+        return
     group = parser.getgroup("grpokit", "hold an implementation against a recipe (grpokit.testing.conformance)")
 
-    def add(*names: str, **how: Any) -> None:
+    def add(name: str, about: str, **how: Any) -> None:
         # Another plugin may have an option of that name; the ini key and the variable are left.
-        with contextlib.suppress(ValueError):
-            group.addoption(*names, **how)
+        with contextlib.suppress(ValueError, argparse.ArgumentError):
+            group.addoption(f"--{name}", dest=_key(name), default=None, help=about, **how)
 
     for name, about in OPTIONS.items():
-        key = name.replace("-", "_")
-        add(f"--{name}", dest=f"grpokit_{key}", default=None, help=about)
-        parser.addini(f"grpokit_{key}", about)
-    add(
-        "--derandomize",
-        dest="grpokit_derandomize",
-        action="store_true",
-        default=None,
-        help="the same inputs every time",
-    )
-    parser.addini("grpokit_derandomize", "the same inputs every time", type="bool", default=False)
-    for name, about in (
-        ("set", "KEY=VALUE: a parameter of the recipe"),
-        ("map", "ARGUMENT=SOURCE: what an argument is"),
-    ):
-        add(f"--{name}", dest=f"grpokit_{name}", action="append", default=None, help=f"{about} (may be repeated)")
-        parser.addini(f"grpokit_{name}", about, type="linelist", default=[])
+        add(name, about)
+    for name, about in SEVERAL.items():
+        add(name, about, action="append")
+    add("derandomize", DERANDOMIZE, action="store_true")
 
 
+def _key(name: str) -> str:
+    return f"grpokit_{name.replace('-', '_')}"
+
+
+def _asked(arguments: Any) -> bool:
+    return any(SUITE in str(argument).replace("/", ".") for argument in arguments)
+
+
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which collects nothing where it reports
 def pytest_collection(session: Any) -> None:
     """Resolves the implementation once, before anything is collected: what is wrong with it is said once."""
-    if any(SUITE in str(argument).replace("/", ".") for argument in session.config.args):
+    if _asked(session.config.args):
         from .session import of
 
         of(session.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,11 +14,10 @@ from grpokit.output import SCHEMA_VERSION
 from grpokit.settings import read_setting
 from grpokit.testing.report import Report
 from grpokit.testing.session import EXAMPLES, LIMIT, Session
-
-if TYPE_CHECKING:
-    from grpokit.testing.trial import Verdict
+from grpokit.testing.trial import Verdict
 
 WRONG_USE = 4
+PROPERTY = "grpokit_verdict"
 
 
 class Conformance:
@@ -37,11 +36,14 @@ class Conformance:
                 said = f"--{name}, GRPOKIT_{name.upper()} or the ini key grpokit_{name}"
                 example = "--impl mypackage.losses:policy_loss --recipe gspo"
                 _leave(f"nothing says which {name} is meant: give {said}, as in {example}")
-        self.examples = int(self.option("max_examples") or EXAMPLES)
+        self.examples = int(self.number("max_examples", 1, EXAMPLES))
         self.derandomize = bool(self.option("derandomize"))
-        settings, said_ = (dict(map(read_setting, self.option(name) or [])) for name in ("set", "map"))
-        limit = float(self.option("limit") or LIMIT)
+        limit = self.number("limit", 1e-3, LIMIT)
+        self.file = str(self.option("conformance_json") or "")
+        if self.file and not Path(self.file).absolute().parent.is_dir():
+            _leave(f"--conformance-json {self.file}: there is no such directory")
         try:
+            settings, said_ = (dict(map(read_setting, self.option(name) or [])) for name in ("set", "map"))
             self.session = Session(
                 implementation, recipe, self.option("kind") or None, said=said_, settings=settings, limit=limit
             )
@@ -60,11 +62,20 @@ class Conformance:
             return variable.split(";") if name in ("set", "map") else variable
         return self.config.getini(f"grpokit_{name}")
 
+    def number(self, name: str, least: float, usual: float) -> float:
+        """An option that is a number."""
+        given = self.option(name) or usual
+        try:
+            found = float(given)
+        except ValueError:
+            found = -1.0
+        if not found >= least:
+            _leave(f"--{name.replace('_', '-')} {given}: expected a number, {least:g} or more")
+        return found
+
     def run(self, law: str) -> Verdict:
         """The verdict on a law."""
-        verdict = self.session.run(law, examples=self.examples, derandomize=self.derandomize)
-        self.verdicts[law] = verdict
-        return verdict
+        return self.session.run(law, examples=self.examples, derandomize=self.derandomize)
 
     def _expected(self) -> dict[str, str]:
         """The laws that are known not to hold, with the reason: ``law  # reason`` a line."""
@@ -92,16 +103,16 @@ class Conformance:
                 lines.append(f"{law}: it does not fail ({self.verdicts[law].status})")
         return lines
 
-    def write(self) -> str:
-        """Writes the JSON file where one is wanted; its name."""
-        file = self.option("conformance_json")
-        if file and self.verdicts:
-            report = Report(self.session.order.implementation, self.session.description, tuple(self.verdicts.values()))
+    def write(self) -> None:
+        """Writes the JSON file where one is wanted."""
+        order = [law for law in self.session.laws if law in self.verdicts]
+        if self.file and order:
+            told = tuple(self.verdicts[law] for law in order)
+            report = Report(self.session.order.implementation, self.session.description, told)
             text = json.dumps({"schema_version": SCHEMA_VERSION} | report.to_dict(), ensure_ascii=False, indent=2)
-            place = Path(file)
+            place = Path(self.file)
             place.with_suffix(".part").write_text(text + "\n", encoding="utf-8")
             place.with_suffix(".part").replace(place)
-        return str(file or "")
 
 
 def _leave(message: str) -> None:
@@ -120,17 +131,28 @@ def of(config: pytest.Config) -> Conformance:
 
 
 class Summary:
-    """What is said when all laws were tried."""
+    """What is said and written when all laws were tried, in this process or in those of pytest-xdist."""
 
     def __init__(self, conformance: Conformance) -> None:
         self.conformance = conformance
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Takes the verdict off a test's report."""
+        for name, told in report.user_properties:
+            if name == PROPERTY:
+                self.conformance.verdicts[str(told["law"])] = Verdict(**told | {"notes": tuple(told["notes"])})  # type: ignore[operator, index]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Writes the JSON file; not in the processes of pytest-xdist, which see some of the laws."""
+        if not hasattr(session.config, "workerinput"):
+            self.conformance.write()
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Lines of --xfails that are not used, and where the JSON file is."""
-        unused, file = self.conformance.unused(), self.conformance.write()
+        unused = self.conformance.unused()
         if unused:
             terminalreporter.section("--xfails: lines that are not used")
             for line in unused:
                 terminalreporter.line(line)
-        if file:
-            terminalreporter.line(f"grpokit: {file} holds what came of every law")
+        if self.conformance.file and self.conformance.verdicts:
+            terminalreporter.line(f"grpokit: {self.conformance.file} holds what came of every law that was tried")

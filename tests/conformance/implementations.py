@@ -1,5 +1,6 @@
 """Functions that are handed to the kit by name: well behaved in every form, and badly behaved in every way."""
 
+import functools
 import os
 import signal
 import sys
@@ -87,6 +88,66 @@ def of_tokens(token_level_rewards, response_mask, index):
     return A, A
 
 
+def with_optional_parts(
+    logps, old_logps, advantages, mask, ref_logps=None, rollout_logps=None, beta=0.04, clip_ratio_c=None
+):
+    """As trainers' are: a KL term and a correction where their log-probs are given."""
+    loss = textbook.dapo(logps, old_logps, advantages, mask)
+    if ref_logps is not None:
+        loss = loss + beta * (ref_logps - logps)[mask].sum()
+    if rollout_logps is not None:
+        loss = loss * (old_logps - rollout_logps)[mask].exp().mean().detach()
+    return loss
+
+
+class PolicyLoss(torch.nn.Module):
+    """As OpenRLHF's: the parameters are those of `forward`."""
+
+    def forward(self, log_probs, old_log_probs, advantages, action_mask):
+        return textbook.dapo(log_probs, old_log_probs, advantages, action_mask)
+
+
+as_module = PolicyLoss()
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*arguments, **named):
+        return function(*arguments, **named)
+
+    return wrapper
+
+
+twice_decorated = decorated(decorated(sound))
+bound_numbers = functools.partial(row_advantages, eps_low=0.2, eps_high=0.28)
+
+
+def by_position(logps, old_logps, advantages, mask, /):
+    return textbook.dapo(logps, old_logps, advantages, mask)
+
+
+def list_of_arrays(rewards, group_ids):
+    return [np.float32(x) for x in textbook.group_norm(np.asarray(rewards), np.asarray(group_ids))]
+
+
+def as_everybody_writes_it(logps, old_logps, advantages, mask):
+    ratio = torch.where(mask, logps - old_logps, 0.0).clamp(-20, 20).exp()
+    surrogate = torch.min(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages)
+    return torch.where(mask, -surrogate, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def without_gradient(logps, old_logps, advantages, mask):
+    return as_everybody_writes_it(logps, old_logps, advantages, mask).item()
+
+
+def wrong_and_per_row(logps, old_logps, advantages, mask):
+    """With advantages (S, T) it would broadcast to (S, S, T) and not complain."""
+    A = advantages.unsqueeze(1)
+    ratio = textbook.log_ratios(logps, old_logps, mask).exp()
+    surrogate = torch.min(ratio * A, ratio.clamp(0.8, 1.28) * A)
+    return (-surrogate * mask).mean()
+
+
 def keep_of_one_group(rewards):
     return bool(max(rewards) > min(rewards)) and bool(np.isfinite(rewards).all())
 
@@ -150,6 +211,43 @@ def draws(logps, old_logps, advantages, mask):
 
 def nameless(logps, something):
     return logps.sum() * something
+
+
+def writes_logps(logps, old_logps, advantages, mask):
+    return sound(logps.masked_fill_(~mask, 0.0), old_logps, advantages, mask)
+
+
+def is_complex(logps, old_logps, advantages, mask):
+    return sound(logps, old_logps, advantages, mask) * (1 + 0j)
+
+
+def spoils_its_gradient(logps, old_logps, advantages, mask):
+    ratio = (logps - old_logps).exp()
+    loss = (ratio * advantages)[mask].sum()
+    ratio.add_(1.0)
+    return loss
+
+
+class _HangsBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        time.sleep(600)
+
+
+def hangs_backwards(logps, old_logps, advantages, mask):
+    loss = sound(logps, old_logps, advantages, mask)
+    return loss if mask.any() else _HangsBackwards.apply(loss)
+
+
+async def waits(logps, old_logps, advantages, mask):
+    return sound(logps, old_logps, advantages, mask)
+
+
+scripted = _HangsBackwards.apply
 
 
 def short(rewards, group_ids):

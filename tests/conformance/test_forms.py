@@ -16,7 +16,7 @@ DAPO = {"recipe": "dapo", "settings": {"max_len": 100}}
 
 def tried(function, recipe="dapo", kind=None, **more):
     settings = {"max_len": 100} if recipe == "dapo" else {}
-    name = f"implementations:{function.__name__}"
+    name = f"implementations:{getattr(function, '__name__', 'it')}"
     return engine.trial(function, recipe, kind, name=name, settings=more.pop("settings", settings), **more)
 
 
@@ -33,6 +33,12 @@ def verdicts(made, *laws, examples=30):
         (given.in_numpy, "dapo", {"library": "numpy"}),
         (given.in_numpy_with_gradient, "dapo", {"library": "numpy"}),
         (given.counted, "dapo", {"library": "torch"}),
+        (given.with_optional_parts, "dapo", {"library": "torch"}),
+        (given.as_module, "dapo", {"library": "torch"}),
+        (given.twice_decorated, "dapo", {"library": "torch"}),
+        (given.bound_numbers, "dapo", {"advantages": "row"}),
+        (given.by_position, "dapo", {"library": "torch"}),
+        (given.list_of_arrays, "GroupNorm()", {"rows": "table"}),
         (given.of_one_group, "GroupNorm()", {"rows": "group"}),
         (given.of_a_matrix, "GroupNorm()", {"rows": "table"}),
         (given.of_tokens, "GroupNorm()", {"ids": "objects"}),
@@ -55,6 +61,22 @@ def test_the_recipes_numbers_are_handed_over():
         "eps_low = 0.2", "eps_high = 0.28",
     ]  # fmt: skip
     assert tried(given.row_advantages, settings={"max_len": 9, "high": 0.5}).subject.arguments[-1].value == 0.5
+
+
+def test_an_argument_for_what_the_recipe_does_not_have_keeps_its_default():
+    def left(recipe, **more):
+        arguments = tried(given.with_optional_parts, recipe, settings={}, **more).subject.arguments
+        return [a.name for a in arguments if str(a).endswith("left at its default")]
+
+    assert left("grpo") == ["rollout_logps", "clip_ratio_c"]
+    assert left("decoupled_ppo") == ["ref_logps", "beta", "clip_ratio_c"]
+    assert left("grpo", said={"rollout_logps": "rollout_logps"}) == ["clip_ratio_c"]
+
+
+def test_what_is_given_by_position_is_written_so():
+    made = tried(given.by_position)
+    verdicts(made, "value", examples=1)
+    assert "by_position(\n    torch.tensor(" in made.subject.snippet(made.subject.last)
 
 
 def test_what_is_said_wins():
@@ -131,6 +153,38 @@ def test_what_it_is_held_against_must_be_there(kind, recipe, says):
         engine.trial(
             functions.get(kind, textbook.dapo), recipe, kind, settings={"max_len": 9} if recipe == "dapo" else {}
         )
+
+
+def test_a_bound_is_the_matter_of_one_law():
+    """Where torch.min and torch.clamp meet on a bound their slope is their own; elsewhere they are right."""
+    found = verdicts(tried(given.as_everybody_writes_it), examples=200)
+    assert {law: v.guess for law, v in found.items() if v.status == "fail"} == {
+        "bound": "gradient_at_bound", "bf16": "subtracted_in_bf16",
+    }  # fmt: skip
+
+
+def test_special_laws_are_not_blamed_for_what_is_wrong_everywhere():
+    found = verdicts(tried(given.without_gradient), "gradient", "bound", "masked_nan")
+    assert {v.guess for v in found.values()} == {"ratio_not_differentiated"}
+
+
+def test_the_form_of_a_wrong_function_is_the_one_that_keeps_rows_apart():
+    made = tried(given.wrong_and_per_row)
+    assert made.subject.form.advantages == "row"
+    assert verdicts(made, "value", examples=100)["value"].guess == "masked_tokens_counted"
+
+
+def test_a_failure_of_jax_is_shown_with_its_numbers():
+    """The gradient is asked with tracers, which are no numbers to be shown."""
+    jnp = pytest.importorskip("jax.numpy")
+
+    space = {"jnp": jnp}
+    source = "def twice_k3(logps, ref_logps):\n    y = ref_logps - logps\n    return 2 * (jnp.exp(y) - y - 1)\n"
+    exec(source, space)
+    made = engine.trial(space["twice_k3"], "k3", "kl", name="implementations:twice_k3")
+    found = verdicts(made, "value", "gradient", examples=10)
+    assert {v.guess for v in found.values()} == {"kl_coefficient"}
+    assert all("logps=jnp.array([[" in v.snippet for v in found.values())
 
 
 def test_laws_by_name():

@@ -75,6 +75,48 @@ def test_what_cannot_be_resolved_is_one_line_and_exit_code_4(arguments, says):
     assert says in out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-examples", "many"], "--max-examples many: expected a number, 1 or more"),
+        (["--limit", "-1"], "--limit -1: expected a number"),
+        (["--set", "max_len"], "expected key=value"),
+        (["--conformance-json", "nowhere/at/all.json"], "there is no such directory"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_exit_code_4(arguments, says):
+    code, out = run("--impl", f"{HERE}:sound", "--recipe", "gspo", *arguments)
+    assert code == 4, out
+    assert says in out
+
+
+def test_without_a_terminal_the_file_is_written(tmp_path):
+    file = tmp_path / "conformance.json"
+    arguments = ["--impl", f"{HERE}:sound", "--recipe", "dapo", "--set", "max_len=9"]
+    arguments += ["--max-examples", "3", "--conformance-json", str(file)]
+    command = [sys.executable, "-m", "pytest", *SUITE[:-1], *arguments, "-k", "all_masked", "-p", "no:terminal"]
+    root = pathlib.Path(__file__).parents[2]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(file.read_text())["badge"] == "dapo: 1 of 1 laws"
+
+
+def test_options_of_others_are_left_alone(tmp_path):
+    """Names as short as --kind are ours only where the suite is asked for."""
+    (tmp_path / "theirs.py").write_text(
+        "def pytest_addoption(parser):\n    for name in ('kind', 'set', 'map', 'limit', 'impl'):\n"
+        "        parser.addoption('--' + name, default='theirs')\n"
+    )
+    (tmp_path / "test_it.py").write_text("def test(request): assert request.config.getoption('kind') == 'theirs'\n")
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    alone = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "theirs", "test_it.py"]
+    found = subprocess.run(alone, capture_output=True, text=True, cwd=tmp_path, env=os.environ | path)
+    assert found.returncode == 0, found.stdout + found.stderr
+    said = path | {"GRPOKIT_IMPL": f"{HERE}:sound", "GRPOKIT_MAX_EXAMPLES": "3", "GRPOKIT_SET": "max_len=9"}
+    code, out = run("-p", "theirs", "--recipe", "dapo", "-k", "all_masked", environment=said)
+    assert code == 0, out
+
+
 def test_environment_variables_and_ini_keys(tmp_path):
     ini = tmp_path / "pytest.ini"
     ini.write_text(f"[pytest]\ngrpokit_impl = {HERE}:sound\ngrpokit_set =\n    max_len=100\n")

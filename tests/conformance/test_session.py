@@ -1,5 +1,8 @@
 """Whatever the function does, the one who asked is told: it runs in a child process, with a limit."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 import grpokit as gk
@@ -23,6 +26,11 @@ def verdict(name, law, **more):
         (HERE, "is not of the form module:attribute"),
         (f"{HERE}:exits", "SystemExit: no"),
         (f"{HERE}:aborts_at_once", "did not come to its first result: it ends the interpreter with SIGABRT"),
+        (f"{HERE}:waits", "is async or a generator"),
+        (f"{HERE}:PolicyLoss", "is a class. Name an instance"),
+        (f"{HERE}:scripted", "has no names of arguments that Python can read"),
+        (f"{HERE}:spoils_its_gradient", "its gradient raised RuntimeError: one of the variables"),
+        ("./tests/conformance/implementations.py:sound", "Write tests.conformance.implementations:sound."),
         (f"{HERE}:nameless", "has a parameter 'something' that says nothing"),
     ],
 )
@@ -58,6 +66,8 @@ def test_a_function_that_hangs():
     found = verdict("hangs", "all_masked", limit=2.0)
     assert (found.status, found.part, found.problem) == ("error", "hang", "hangs: a call took longer than 2 s")
     assert "hangs(" in found.snippet
+    found = verdict("hangs_backwards", "all_masked", limit=2.0)
+    assert (found.part, "hangs_backwards(" in found.snippet) == ("hang", True)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +76,8 @@ def test_a_function_that_hangs():
         ("sometimes_raises", "all_masked", "raises", "ZeroDivisionError: an empty batch"),
         ("per_token", "value", "shape", "its loss is no scalar"),
         ("text", "value", "shape", "its loss is no scalar"),
+        ("is_complex", "value", "dtype", "its loss is complex"),
+        ("writes_logps", "inputs", "inputs", "it changes its argument logps"),
         ("writes", "inputs", "inputs", "it changes its argument advantages"),
         ("draws", "repeatable", "random", "it draws random numbers"),
     ],
@@ -75,6 +87,33 @@ def test_misbehaviour_is_said(name, law, part, says):
     assert (found.status, found.part) == ("fail", part)
     assert says in found.problem
     assert f"{name}(" in found.snippet
+
+
+def test_a_module_that_hangs_when_imported(tmp_path, monkeypatch):
+    (tmp_path / "imported_forever.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("grpokit.testing.session.IMPORT_LIMIT", 3.0)
+    with (
+        pytest.raises(gk.InputError, match="its module was not imported in 3 s"),
+        Session("imported_forever:f", "gspo", limit=1.0),
+    ):
+        pass
+
+
+def test_what_a_function_starts_ends_with_it(tmp_path):
+    (tmp_path / "starts.py").write_text(
+        "import subprocess, torch\nchild = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "def f(logps, old_logps, advantages, mask): return (logps * advantages)[mask].sum()\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with Session("starts:f", "gspo"):
+            pid = int((tmp_path / "pid").read_text())
+    finally:
+        sys.path.remove(str(tmp_path))
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().split(") ")[1][0] == "Z"
 
 
 def test_wrong_results_of_estimators():

@@ -7,13 +7,14 @@ A source is a thing that a case can give (`logps`, `old_logps`, `mask`, `group_i
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grpokit.errors import error, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 KINDS = ("loss", "advantage", "filter", "kl", "aggregate")
 
@@ -114,7 +115,11 @@ class Argument:
 
 
 def mapped(
-    function: Callable[..., Any], kind: str, numbers: Mapping[str, Any], said: Mapping[str, Any]
+    function: Callable[..., Any],
+    kind: str,
+    numbers: Mapping[str, Any],
+    said: Mapping[str, Any],
+    unread: Collection[str] = (),
 ) -> tuple[Argument, ...]:
     """Each parameter of the function with what it is given.
 
@@ -128,6 +133,8 @@ def mapped(
         The recipe's numbers by their stage's name for them.
     said : dict
         Parameter to source or to a value, as given with `--map`.
+    unread : collection of str
+        Sources that the recipe does not read: where such a parameter has a default, it keeps it.
 
     Raises
     ------
@@ -135,7 +142,7 @@ def mapped(
         `unmapped_argument`: a parameter without default whose name says nothing; `unknown_parameter`: what was said of
         a parameter that is not there.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(function)
     sources, known = _names(SOURCES[kind]), _names(_NUMBERS.get(kind, "") or "- -")
     for name in said:
         if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -153,13 +160,17 @@ def mapped(
         positional = parameter.kind is parameter.POSITIONAL_ONLY
         wanted = said.get(name, sources.get(name.lower(), ""))
         number = known.get(name.lower(), "")
+        optional = parameter.default is not parameter.empty
+        if optional and name not in said and (wanted in unread or (not wanted and numbers.get(number, 0) is None)):
+            found.append(Argument(name, positional=positional))
+            continue
         if name in said and (not isinstance(wanted, str) or wanted not in sources.values()):
             found.append(Argument(name, value=wanted, positional=positional))
         elif wanted:
             found.append(Argument(name, wanted, positional=positional))
         elif number in numbers:
             found.append(Argument(name, value=numbers[number], positional=positional))
-        elif parameter.default is not parameter.empty:
+        elif optional:
             found.append(Argument(name, positional=positional))
         else:
             raise error(
@@ -172,9 +183,30 @@ def mapped(
     return (*found, *extra)
 
 
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function, or of a torch module's `forward`.
+
+    Raises
+    ------
+    InputError
+        `bad_implementation`: Python cannot read them, as those of scripted and built-in functions.
+    """
+    torch = sys.modules.get("torch")
+    named = function.forward if torch is not None and isinstance(function, torch.nn.Module) else function
+    try:
+        return inspect.signature(named).parameters
+    except (TypeError, ValueError):
+        raise error(
+            "bad_implementation",
+            implementation=getattr(function, "__qualname__", type(function).__name__),
+            why="has no names of arguments that Python can read",
+            remedy="Wrap it in a function that has them.",
+        ) from None
+
+
 def guessed_kind(function: Callable[..., Any]) -> str:
     """What a function with such parameters is: a loss, an advantage, a KL estimator or an aggregation."""
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(function)
     tokens = {_names(_TOKENS).get(name.lower()) for name in parameters}
     rows = {_names(_ROWS).get(name.lower()) for name in parameters}
     if "logps" in tokens:

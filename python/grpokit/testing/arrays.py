@@ -6,6 +6,7 @@ In: NumPy. Out: the library's own, its results as NumPy, and the gradient of a s
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -32,7 +33,9 @@ def likely(function: Callable[..., Any]) -> list[str]:
 
 
 def _globals(function: Any) -> Mapping[str, Any]:
-    inner = getattr(function, "__wrapped__", function)
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
     inner = inner if hasattr(inner, "__globals__") else inspect.getattr_static(type(inner), "__call__", inner)
     found: Mapping[str, Any] = getattr(inner, "__globals__", {})
     return found
@@ -81,21 +84,27 @@ def double_precision(library: str) -> Iterator[None]:
 
 
 def slopes(
-    library: str, compute: Callable[[dict[str, Any]], Any], by: Mapping[str, Any]
+    library: str,
+    compute: Callable[[dict[str, Any]], Any],
+    by: Mapping[str, Any],
+    watched: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> tuple[Any, dict[str, NDArray[Any] | None]]:
     """A scalar and its gradient by each of some arrays; None where it does not depend on it, or none are to be had."""
     if library == "torch":
         import torch
 
         leaves = {name: x.detach().clone().requires_grad_() for name, x in by.items()}
-        value = compute(leaves)
+        # A function that writes into its arguments may do so here: a leaf would refuse it.
+        value = compute({name: x.clone() for name, x in leaves.items()})
         if not isinstance(value, torch.Tensor) or not value.requires_grad:
             return value, dict.fromkeys(by)
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        with watched():
+            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         return value, {name: None if g is None else read(g) for name, g in zip(leaves, found, strict=True)}
     if library == "jax":
         value = compute(dict(by))
-        gradient = importlib.import_module("jax").grad(compute)(dict(by))
+        with watched():
+            gradient = importlib.import_module("jax").grad(compute)(dict(by))
         return value, {name: read(g) for name, g in gradient.items()}
     return compute(dict(by)), dict.fromkeys(by)
 

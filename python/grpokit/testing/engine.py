@@ -65,10 +65,10 @@ def trial(
         oracle_rows.check_estimator(whole.stages[0])
     if kind == "filter":
         oracle_rows.check_selection(whole.stages)
-    arguments = mapped(function, kind, whole.numbers, said or {})
+    arguments = mapped(function, kind, whole.numbers, said or {}, whole.unread)
     subject = Subject(function, kind, arguments, name=name, before=before, after=after)
     held = whole.within(subject.sources)
-    subject = adapted(subject, lambda tried: _plainly_right(Trial(tried, held)))
+    subject = adapted(subject, lambda tried: _plainly_right(Trial(tried, held)), _rows_apart)
     differentiable = True
     if kind in ("loss", "kl", "aggregate") and subject.form.library == "numpy":
         with contextlib.suppress(Departure):
@@ -117,6 +117,23 @@ def _plainly_right(tried: Trial) -> bool:
     if held.kind == "filter":
         return bool((found == oracle_rows.kept(case, held.stages)).all())
     return bool((abs(found - oracle_rows.advantages(case, held.spec)) <= 1e-3).all())
+
+
+def _rows_apart(subject: Subject) -> bool:
+    """Whether an answer's advantage stays with that answer; where it is broadcast over others the form is wrong."""
+    if subject.kind != "loss" or "advantages" not in subject.sources:
+        return True
+    case = _plain("loss")
+    first, moved = case["advantages"].copy(), case["logps"].copy()
+    first[1:], moved[1:] = 0.0, moved[1:] - 0.25
+    changes = []
+    try:
+        for A in (first, 0 * first):
+            losses = [subject.loss(case.replace(advantages=A, logps=logps)).value for logps in (case["logps"], moved)]
+            changes.append(losses[1] - losses[0])
+    except Departure:
+        return False
+    return abs(changes[0] - changes[1]) <= 1e-6 * (1 + abs(changes[1]))
 
 
 def chosen(kind: str, names: list[str] | None = None) -> tuple[Law, ...]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 200
 LIMIT = 10.0
+IMPORT_LIMIT = 120.0  # seconds; frameworks take their time
 DEATHS = 3  # in as many laws, and the rest is not tried
 
 
@@ -130,8 +131,7 @@ class Session:
     def _end(self) -> None:
         if self._child is None:
             return
-        self._child.kill()
-        self._child.wait()
+        self._kill()
         for stream in (self._child.stdin, self._child.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -144,14 +144,18 @@ class Session:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "grpokit.testing.worker"]
         pipe = subprocess.PIPE
-        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        # Of its own session, so that what the function starts ends with it.
+        self._child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True
+        )
         self._send(asdict(self.order))
-        answer, how = self._answer()
+        answer, how = self._answer(max(IMPORT_LIMIT, self.limit))
         if answer is None:
             printed = self.directory / "printed"
-            last = printed.read_text(errors="replace").strip().splitlines()[-1:] if printed.exists() else []
-            why = f"did not come to its first result: it {how.split(': ', 1)[1]} {' '.join(last)}".rstrip()
-            remedy = "Call it by hand in a Python of its own."
+            lines = printed.read_text(errors="replace").strip().splitlines() if printed.exists() else []
+            last = "" if how.startswith("hang") else "".join(lines[-1:])
+            why = f"did not come to its first result: it {how.split(': ', 1)[1]} {last}".rstrip()
+            remedy = "Call it by hand in a Python of its own, or give it longer with --limit SECONDS."
             raise error("bad_implementation", implementation=self.order.implementation, why=why, remedy=remedy)
         if "error" in answer:
             raise error(answer["error"]["kind"], **answer["error"]["context"])
@@ -172,8 +176,16 @@ class Session:
             self._child.stdin.write(json.dumps(what) + "\n")
             self._child.stdin.flush()
 
-    def _answer(self) -> tuple[dict[str, Any] | None, str]:
-        """The child's answer, or None and what became of it."""
+    def _kill(self) -> None:
+        """Ends the child and what it started."""
+        assert self._child is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+
+    def _answer(self, first: float = 0.0) -> tuple[dict[str, Any] | None, str]:
+        """The child's answer, or None and what became of it; its first call must come within `first` seconds."""
+        began = time.monotonic()
         assert self._child is not None
         assert self._child.stdout is not None
         while True:
@@ -185,9 +197,12 @@ class Session:
                     return found, ""
                 return None, self._ended(self._child.wait())
             (since,) = STAMP.unpack((self.directory / "stamp").read_bytes())
+            first = 0.0 if since else first
+            if first and time.monotonic() - began > first:
+                self._kill()
+                return None, f"hang: hangs: its module was not imported in {first:g} s"
             if since and time.monotonic() - since > self.limit:
-                self._child.kill()
-                self._child.wait()
+                self._kill()
                 return None, f"hang: hangs: a call took longer than {self.limit:g} s"
 
     @staticmethod

@@ -6,6 +6,7 @@ of the forms that it takes, the one whose results are right on a plain case, so 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 from dataclasses import dataclass, field
@@ -147,18 +148,19 @@ class Subject:
 
     def kl(self, case: Batch, dtype: str = "float64") -> Got:
         """A KL estimator's numbers and the slope of their sum by logps."""
-        given, kept, live = self._token_columns(case, dtype), {}, self._live(case, dtype)
+        given, live = self._token_columns(case, dtype), self._live(case, dtype)
+        kept: dict[str, Any] = {}
 
         def total(leaves: dict[str, Any]) -> Any:
             result = _first(self._called({**given, **leaves}))
             if tuple(getattr(result, "shape", ())) != tuple(given["logps"].shape):
                 shapes = tuple(given["logps"].shape), tuple(getattr(result, "shape", ()))
                 raise Departure("shape", "it gives no number per token", *shapes)
-            kept["tokens"] = result
+            _real(result, "estimate")
+            kept.setdefault("tokens", result)
             return (result * live).sum()
 
-        with arrays.double_precision(self.form.library):
-            value, gradients = arrays.slopes(self.form.library, total, {"logps": given["logps"]})
+        value, gradients = self._slopes(total, {"logps": given["logps"]})
         tokens = self._unpacked(case, arrays.read(kept["tokens"]).astype(np.float64))
         unit = arrays.FLOATS.get(arrays.format_of(kept["tokens"]), arrays.FLOATS["float64"])
         slopes = {k: None if g is None else self._unpacked(case, g) for k, g in gradients.items()}
@@ -225,15 +227,16 @@ class Subject:
 
         def scalar(leaves: dict[str, Any]) -> Any:
             result = self._called({**given, **leaves})
-            kept["result"] = result
-            value = result[0] if isinstance(result, tuple) and result else _first(result)
+            kept.setdefault("result", result)  # of the first call: jax's second is with tracers
+            value = result[0] if isinstance(result, tuple | list) and len(result) else _first(result)
             shape = tuple(getattr(value, "shape", ()))
             if shape not in ((), (1,)) or not hasattr(value, "__float__"):
-                raise Departure("shape", "its loss is no scalar", (), shape or type(value).__name__)
+                what = f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
+                raise Departure("shape", "its loss is no scalar", (), shape or what)
+            _real(value, "loss")
             return value if shape == () else value.reshape(())
 
-        with arrays.double_precision(self.form.library):
-            value, gradients = arrays.slopes(self.form.library, scalar, by)
+        value, gradients = self._slopes(scalar, by)
         own = kept["result"]
         if self.form.library == "numpy" and isinstance(own, tuple) and len(own) > 1:
             # A NumPy function may give its own gradient.
@@ -246,21 +249,34 @@ class Subject:
 
     def _called(self, given: Mapping[str, Any]) -> Any:
         """The function on the arguments that it has names for."""
-        self.last = given
+        if not any("Tracer" in type(x).__name__ for x in given.values()):
+            self.last = given
+        with self._watched("it raises"):
+            return self.function(*self._positional(given), **self._named(given))
+
+    @contextlib.contextmanager
+    def _watched(self, verb: str) -> Iterator[None]:
+        """Tells when code of the function's is entered and left, and what it raises."""
+        given = self.last
         self.before(lambda: self.snippet(given))
         try:
-            return self.function(*self._positional(given), **self._named(given))
+            yield
         except Departure:
             raise
         except (Exception, SystemExit) as problem:
-            raise Departure(
-                "raises", f"it raises {type(problem).__name__}: {problem}", "a result", type(problem).__name__
-            ) from problem
+            name = type(problem).__name__
+            raise Departure("raises", f"{verb} {name}: {problem}", "a result", name) from problem
         finally:
             self.after()
 
+    def _slopes(self, compute: Callable[[dict[str, Any]], Any], by: dict[str, Any]) -> tuple[Any, Any]:
+        with arrays.double_precision(self.form.library):
+            return arrays.slopes(self.form.library, compute, by, lambda: self._watched("its gradient raises"))
+
     def _positional(self, given: Mapping[str, Any]) -> list[Any]:
-        return [given[a.source] if a.source else a.value for a in self.arguments if a.positional]
+        given_ = [given[a.source] if a.source else a.value for a in self.arguments if a.positional]
+        # What stands at its default is the last of them.
+        return [x for x in given_ if x is not inspect.Parameter.empty]
 
     def _named(self, given: Mapping[str, Any]) -> dict[str, Any]:
         named = {a.name: given[a.source] for a in self.arguments if a.source and not a.positional}
@@ -281,9 +297,11 @@ class Subject:
     def snippet(self, given: Mapping[str, Any]) -> str:
         """A call as code that runs where the function can be imported."""
         module, _, attribute = self.name.partition(":")
-        code = [f"    {a.name}={arrays.written(given[a.source])}," for a in self.arguments if a.source]
-        values = [a for a in self.arguments if not a.source and a.value is not inspect.Parameter.empty]
-        code += [f"    {a.name}={a.value!r}," for a in values]
+        code = []
+        for a in self.arguments:
+            if a.source or a.value is not inspect.Parameter.empty:
+                value = arrays.written(given[a.source]) if a.source else repr(a.value)
+                code.append(f"    {value}," if a.positional else f"    {a.name}={value},")
         imports = {"torch": "import torch", "jax": "import jax.numpy as jnp", "numpy": ""}[self.form.library]
         root = attribute.split(".")[0]
         lines = [f"from {module} import {root}", "import numpy as np", imports, f"{attribute}(", *code, ")"]
@@ -354,15 +372,27 @@ def _token_mask(case: Rollouts) -> NDArray[np.bool_]:
 
 def _first(result: Any) -> Any:
     """The loss of what a function returned: itself, the first of several, an entry or an attribute ``loss``."""
-    if isinstance(result, tuple | list) and any(not isinstance(x, int | float) for x in result):
+    numbers = isinstance(result, list) and all(getattr(x, "shape", ()) == () and not _holds(x) for x in result)
+    if isinstance(result, tuple | list) and not numbers and any(not isinstance(x, int | float) for x in result):
         return result[0]
     if isinstance(result, dict) and "loss" in result:
         return result["loss"]
     return getattr(result, "loss", result)
 
 
-def adapted(subject: Subject, right: Callable[[Subject], bool]) -> Subject:
-    """The subject with the form that it takes: the first that gives what is right, or else the first that it takes.
+def _holds(x: Any) -> bool:
+    return x is None or isinstance(x, tuple | list | dict | str)
+
+
+def _real(value: Any, what: str) -> None:
+    if arrays.format_of(value).startswith("complex"):
+        raise Departure("dtype", f"its {what} is complex", "float", arrays.format_of(value))
+
+
+def adapted(
+    subject: Subject, right: Callable[[Subject], bool], likely: Callable[[Subject], bool] = lambda _: True
+) -> Subject:
+    """The subject with the form that it takes: the first that gives what is right, or else the first likely one.
 
     Raises
     ------
@@ -384,9 +414,11 @@ def adapted(subject: Subject, right: Callable[[Subject], bool]) -> Subject:
             else:
                 taken.append(tried)
     if taken:
-        return taken[0]
-    raise error("uncallable_implementation", name=subject.name, problem=_shortest(problems))
+        return next(filter(likely, taken), taken[0])
+    raise error("uncallable_implementation", name=subject.name, problem=_furthest(problems))
 
 
-def _shortest(problems: Sequence[str]) -> str:
-    return problems[0].removeprefix("it raises ") if problems else "nothing could be tried"
+def _furthest(problems: Sequence[str]) -> str:
+    """The problem of the form that came as far as a gradient, or of the likeliest."""
+    order = sorted(problems, key=lambda says: not says.startswith("its gradient"))
+    return order[0].removeprefix("it raises ").replace("raises ", "raised ", 1) if order else "nothing could be tried"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _FIELDS = {"advantage": "advantage", "aggregate": "aggregate", "kl": "objective", "filter": "select"}
 
 
+_COLUMNS = frozenset({"ref_logps", "rollout_logps", "entropies"})
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """What is right.
@@ -107,12 +110,19 @@ class Target:
         """Whether a weight reads the whole batch, so that ties between tokens matter."""
         return any(stage.scope == "batch" for term in self.recipe.terms for stage in term.weigh)
 
+    @property
+    def unread(self) -> frozenset[str]:
+        """The columns of a loss that the recipe does not read; an argument for one is a part that it does not have."""
+        stages = [stage for term in self.recipe.terms for stage in (term.objective, *term.weigh)]
+        read = {name for stage in stages for name in (*stage.reads, f"{getattr(stage, 'to', '')}_logps")}
+        read |= {f"{self.recipe.ratio}_logps"}
+        return frozenset() if self.kind != "loss" else _COLUMNS - read
+
     def within(self, sources: frozenset[str]) -> Target:
         """What of it a function with such arguments can do; what it cannot is left out, with the reason."""
         if self.kind != "loss":
             return self
-        columns = ("ref_logps", "rollout_logps", "entropies")
-        missing = {name for name in columns if name not in sources}
+        missing = {name for name in _COLUMNS if name not in sources}
         left: list[tuple[str, str]] = []
 
         def reaches(stage: Any, what: str) -> bool:

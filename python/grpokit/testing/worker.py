@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import mmap
 import os
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from .trial import Trial
 
+_NO_RESULT = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 STAMP = struct.Struct("d")
 
 
@@ -66,18 +68,33 @@ def resolve(implementation: str) -> Callable[..., Any]:
     module, colon, attribute = implementation.partition(":")
     if not colon or not module or not attribute:
         raise _bad(implementation, "is not of the form module:attribute", "Write mypackage.losses:policy_loss.")
+    if module.endswith(".py") or "/" in module:
+        name = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise _bad(implementation, "names a file where a module should stand", f"Write {name}:{attribute}.")
     try:
         found: Any = importlib.import_module(module)
     except (Exception, SystemExit) as problem:
         why = f"cannot be imported: {type(problem).__name__}: {problem}"
         raise _bad(implementation, why, "Is it installed, or in the working directory?") from problem
     for name in attribute.split("."):
-        if not hasattr(found, name):
+        try:
+            there = hasattr(found, name)
+        except Exception as problem:  # a module that imports its parts when they are asked for
+            raise _bad(
+                implementation,
+                f"cannot be read: {type(problem).__name__}: {problem}",
+                "Is all that it needs installed?",
+            ) from problem
+        if not there:
             close = nearest(name, [x for x in dir(found) if not x.startswith("_")]).strip()
             raise _bad(implementation, f"does not exist: {module} has no {attribute}", close or "Name one that it has.")
         found = getattr(found, name)
     if not callable(found):
         raise _bad(implementation, f"is not callable but {found!r:.60}", "Name a function.")
+    if inspect.isclass(found):
+        raise _bad(implementation, "is a class", "Name an instance that can be called, or a function.")
+    if any(is_one(found) for is_one in _NO_RESULT):
+        raise _bad(implementation, "is async or a generator: a call gives no result", "Wrap it in a plain function.")
     function: Callable[..., Any] = found
     return function
 
@@ -126,8 +143,10 @@ def main() -> None:
         (law,) = engine.chosen(tried.target.kind, [request.pop("law")])
         verdict = engine.run(law, tried, **request)
         sys.stdout.flush()
-        text = printed.read_text(errors="replace")[seen:]
-        seen += len(text)
+        with printed.open("rb") as file:
+            file.seek(seen)
+            text = file.read(1 << 20).decode(errors="replace")
+        seen = printed.stat().st_size
         if text.strip():
             lines = text.strip().splitlines()
             note = f"it prints: {len(lines)} lines, the first {lines[0][:80]!r}"

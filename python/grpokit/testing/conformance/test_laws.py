@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
 
 from grpokit.testing.report import heading, told
-from grpokit_pytest.session import of
+from grpokit_pytest.session import PROPERTY, of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from grpokit_pytest.session import Conformance
 
 
@@ -28,9 +31,10 @@ def conformance(request: pytest.FixtureRequest) -> Conformance:
     return found
 
 
-def test_law(conformance: Conformance, law: str) -> None:
+def test_law(conformance: Conformance, law: str, record_property: Callable[[str, object], None]) -> None:
     """The law holds, or is known not to, or cannot be looked at."""
     verdict = conformance.run(law)
+    record_property(PROPERTY, asdict(verdict) | {"notes": list(verdict.notes)})
     if verdict.status == "skip":
         pytest.skip(verdict.reason)
     if verdict.status != "pass":
