@@ -20,8 +20,10 @@ POLICY = ("loss_mode", "clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_r
 ROLLOUT = ("rollout_is", "rollout_is_threshold", "rollout_is_batch_normalize")
 
 
-# Log-probs are padded already.
-losses.no_padding_2_padding = lambda x, _: x
+@pytest.fixture(autouse=True)
+def _padded(monkeypatch):
+    """The log-probs here are padded already."""
+    monkeypatch.setattr(losses, "no_padding_2_padding", lambda x, _: x)
 
 
 def loss(step, options, **whole):

@@ -10,13 +10,10 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
 import grpokit as gk
-from grpokit.stages import EXAMPLES, REGISTRY, load
+from grpokit.stages import EXAMPLES, of_papers
 
 ACTOR = "actor_rollout_ref.actor"
-load()
-EXAMPLES_OF = {
-    name: EXAMPLES[name] for name in REGISTRY["recipe"] if REGISTRY["recipe"][name].__module__.startswith("grpokit.")
-}
+EXAMPLES_OF = {name: EXAMPLES[name] for name in of_papers("recipe")}
 
 
 @functools.cache

@@ -303,9 +303,12 @@ def _missing(made: Recipe, reader: str, what: str, remedy: str) -> Exception:
 
 
 def _offer() -> None:
-    """Registers all recipes, once; what other packages register for `grpokit.stages` as well."""
+    """Registers all recipes, once; what other packages register for `grpokit.stages` as well.
+
+    Those of `grpokit.compat` replay what verl has itself.
+    """
     load()
-    for name in REGISTRY["recipe"]:
+    for name in [name for name, make in REGISTRY["recipe"].items() if not make.__module__.startswith("grpokit.compat.")]:
         if PREFIX + name not in core_algos.ADV_ESTIMATOR_REGISTRY:
             core_algos.register_adv_est(PREFIX + name)(partial(estimate, Named(name)))
         if PREFIX + name not in core_algos.POLICY_LOSS_REGISTRY:
