@@ -55,7 +55,9 @@ def _value(trial: Trial, case: Rollouts) -> None:
 
 
 def _unit(trial: Trial, case: Rollouts) -> float:
-    """The precision that the function shows: float32 where its results are float32 numbers."""
+    """The precision that the function shows: float32 where its results are float32 numbers, or no nearer than that."""
+    if trial.single:
+        return arrays.FLOATS["float32"]
     given = trial.subject.given(case)
     if trial.subject.form.rows == "group":
         return arrays.FLOATS["float64"] if trial.subject.form.library == "numpy" else _seen(trial, case)
@@ -197,7 +199,11 @@ def _not_finite(trial: Trial, case: Rollouts) -> None:
     if np.isfinite(bad):
         return
     own = ~rest & (np.arange(len(rest)) != at)
-    if np.any(own) and np.isinf(bad) and np.all(found[own] == 0):
+    huge = own & np.isfinite(found) & (np.abs(found) > 1e30)
+    if np.any(huge):
+        says = f"a reward of {bad} gives another answer of its group the advantage {found[huge][0]:.3g}"
+        raise Departure("value", says, "an error, or NaN", found.tolist())
+    if np.any(own) and np.isinf(bad) and found[at] == 0 and np.all(found[own] == 0):
         says = f"a reward of {bad} makes every advantage of its group 0, and nobody is told"
         raise Departure("value", says, "an error, or NaN", found.tolist())
 
