@@ -134,7 +134,7 @@ ENTRIES = [
 CHOICES = [
     ("trl:bnpo", ("split",), 'the mean is over the local batch: "results may slightly vary depending on the local batch size" (`GRPOConfig.loss_type`)'),
     ("trl:grpo_default_kl", ("value", "gradient", "fp32", "split"), "the KL term is multiplied by the ratio, with gradient (`GRPOConfig.use_bias_correction_kl`, True by default; DeepSeek-V3.2)"),
-    ("trl:cispo_default", ("value", "gradient", "fp32", "split"), "with `cispo` the cap of the weight is `epsilon_high` itself, and `epsilon` where that is not given (`GRPOConfig.epsilon_high`, which recommends 5.0)"),
+    ("trl:cispo_default", ("value", "gradient", "bound", "masked_nan", "fp32", "split"), "with `cispo` the cap of the weight is `epsilon_high` itself, and `epsilon` where that is not given (`GRPOConfig.epsilon_high`, which recommends 5.0)"),
     ("verl:k3*", ("value", "fp32"), 'the estimate is limited to ±10 and the log-ratio to ±20 (`kl_penalty_forward`, "for numerical stability")'),
     ("verl:k3", ("gradient",), "the estimate is limited to ±10, with no gradient beyond (`kl_penalty_forward`)"),
     ("verl:k?_plus", ("gradient",), "a name with `+` has the estimator's value and the gradient of k2 (`kl_penalty`, docstring)"),

@@ -38,6 +38,7 @@ def page(results):
         "# Scoreboard",
         "<!-- Written by tools/scoreboard.py (make scoreboard); a test keeps it in step with benches/results. -->",
         _introduction(results["versions"]),
+        "## Departures by law\n\n" + _by_law(entries),
         "## Summary\n\n" + "\n\n".join(_summaries(entries)),
     ]
     for library, (title, package) in LIBRARIES.items():
@@ -70,6 +71,19 @@ def _introduction(versions):
         "`make scoreboard` writes this page. Each finding has its own command, to be run in the root of a clone after "
         "`make .peers/.installed`; it takes less than a minute. grpokit's own lines are asked in the same way."
     )
+
+
+def _by_law(entries):
+    """What departs, one line a law and mistake."""
+    groups = {}
+    for name, entry in entries.items():
+        for law, verdict in entry["laws"].items():
+            if verdict["verdict"] == "departs":
+                groups.setdefault((entry["kind"], law, verdict.get("guess_says", "")), []).append(f"`{name}`")
+    lines = ["| of | law | known mistake | implementations |", "|---|---|---|---|"]
+    for (kind, law, says), names in sorted(groups.items(), key=lambda item: list(KINDS).index(item[0][0])):
+        lines.append(f"| {kind} | `{law}` | {says} | {', '.join(names)} |")
+    return "\n".join(lines)
 
 
 def _summaries(entries):

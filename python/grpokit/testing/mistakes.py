@@ -45,6 +45,7 @@ SAYS = {
     "random": "it uses random numbers",
     "mutates": "it writes into what it was given",
     "std_of_equal_rewards": "equal rewards are told by their std, which rounding makes more than 0; compare max, min",
+    "mean_of_equal_rewards": "the mean of equal rewards is rounded, and the rest is their advantage; compare max, min",
     "singleton_raw": "the only answer to a prompt keeps its raw reward",
     "singleton_nan": "the std of one reward with ddof 1 is 0 / 0",
     "nan_spreads": "a NaN or infinite reward goes through the group's statistics",
@@ -69,7 +70,10 @@ def guess(law: Law, tried: Trial, problem: Departure, case: Any) -> tuple[str, s
     """
     if problem.part in ("raises", "shape") or (problem.part == "dtype" and law.name != "bf16"):
         return "", ""
-    name, way = _by_panel(tried)
+    name, way = _by_law(law, tried, problem, case) if _no_number(problem.got) else "", ""
+    if not name:
+        # Its cases give numbers: a NaN is another matter.
+        name, way = _by_panel(tried)
     if not name:
         name, way = _by_law(law, tried, problem, case), ""
     return name, f"{SAYS[name]}{f' ({way})' if way else ''}" if name else ""
@@ -177,7 +181,7 @@ def _equal(got: NDArray[Any], other: NDArray[Any]) -> bool:
 
 def _by_law(law: Law, tried: Trial, problem: Departure, case: Any) -> str:
     kind, got = tried.target.kind, problem.got
-    nan = got is not None and bool(np.isnan(np.asarray(got, dtype=float)).any()) if _numeric(got) else got == "NaN"
+    nan = _no_number(got)
     if law.name in ("repeatable", "inputs"):
         return "random" if law.name == "repeatable" else "mutates"
     tokens = {
@@ -194,7 +198,8 @@ def _by_law(law: Law, tried: Trial, problem: Departure, case: Any) -> str:
             return "empty_denominator"
         return tokens.get(law.name, "")
     if law.name.startswith("constant"):
-        return "std_of_equal_rewards"
+        divides = kind == "filter" or type(tried.target.stages[0]).__name__ == "GroupNorm"
+        return "std_of_equal_rewards" if divides else "mean_of_equal_rewards"
     if law.name == "singleton" and kind == "filter":
         return "singleton_kept"
     if law.name == "singleton":
@@ -208,6 +213,12 @@ def _by_law(law: Law, tried: Trial, problem: Departure, case: Any) -> str:
         spread = np.ptp(case.rewards) or 1.0
         return "one_pass_variance" if np.abs(case.rewards).max() / spread > 1e3 else ""
     return ""
+
+
+def _no_number(got: Any) -> bool:
+    if _numeric(got):
+        return bool(np.isnan(np.asarray(got, dtype=float)).any())
+    return bool(isinstance(got, str) and got == "NaN")
 
 
 def _numeric(x: Any) -> bool:
