@@ -9,13 +9,14 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow test-peers bench bench-recipes bench-staleness docs fuzz format clean
+.PHONY: help setup train test test-rust test-python test-slow test-peers scoreboard bench bench-recipes bench-staleness docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
 	@echo "make test       everything that a contributor runs before a change (at most 15 minutes)"
 	@echo "make test-slow  the slow and heavy checks (about an hour)"
 	@echo "make test-peers what is compared with TRL, verl and Liger, which are installed beside the project"
+	@echo "make scoreboard  the conformance kit over TRL, verl, Liger and grpokit, written to docs/scoreboard.md (about 10 minutes)"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
@@ -61,6 +62,9 @@ test-peers: .peers/.installed
 	@rm -rf .peers
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .peers --no-deps -r requirements-peers.txt
 	@touch .peers/.installed
+
+scoreboard: .peers/.installed
+	PYTHONPATH=.peers $(BIN)/python tools/scoreboard.py $(ARGS)
 
 bench: .peers/.installed
 	cargo build --quiet --release --package grpokit-core --example group_path

@@ -134,7 +134,7 @@ MUTANTS = [
     ("std_missing", estimator, "group_norm", S, "[(r - mean(R)) / (s + eps) for r in R]", "[r - mean(R) for r in R]"),
     ("std_kind", estimator, "group_norm", S, "[(r - mean(R)) / (s + eps) for r in R]", "[(r - mean(R)) / (s * s + eps) for r in R]"),
     ("baseline", estimator, "mean_baseline", gk.MeanBaseline(), "[r - mean(R) for r in R] if", "[r - (sorted(R)[len(R) // 2] + sorted(R)[(len(R) - 1) // 2]) / 2 for r in R] if"),
-    ("std_of_equal_rewards", estimator, "mean_baseline", gk.MeanBaseline(), "[r - mean(R) for r in R] if has_signal(R) else [0.0] * len(R)", "[r - sum(R) / len(R) for r in R]"),
+    ("mean_of_equal_rewards", estimator, "mean_baseline", gk.MeanBaseline(), "[r - mean(R) for r in R] if has_signal(R) else [0.0] * len(R)", "[r - sum(R) / len(R) for r in R]"),
     ("baseline", estimator, "leave_one_out", gk.LeaveOneOut(), "for j, other in enumerate(R) if j != i])", "for j, other in enumerate(R)])"),
     # filters
     ("std_of_equal_rewards", selection, gk.HasSignal(), "max(outcomes) - min(outcomes) > tolerance", "sum((x - sum(outcomes) / len(outcomes)) ** 2 for x in outcomes) > tolerance"),

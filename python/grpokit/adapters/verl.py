@@ -308,7 +308,9 @@ def _offer() -> None:
     Those of `grpokit.compat` replay what verl has itself.
     """
     load()
-    for name in [name for name, make in REGISTRY["recipe"].items() if not make.__module__.startswith("grpokit.compat.")]:
+    for name in [
+        name for name, make in REGISTRY["recipe"].items() if not make.__module__.startswith("grpokit.compat.")
+    ]:
         if PREFIX + name not in core_algos.ADV_ESTIMATOR_REGISTRY:
             core_algos.register_adv_est(PREFIX + name)(partial(estimate, Named(name)))
         if PREFIX + name not in core_algos.POLICY_LOSS_REGISTRY:

@@ -51,13 +51,13 @@ def _signal(trial: Trial) -> str:
 
 def _value(trial: Trial, case: Rollouts) -> None:
     found = trial.subject.rows(case)
-    within("value", found, oracle_rows.interval(case, _spec(trial), _unit(found)), "advantage")
+    within("value", found, oracle_rows.interval(case, _spec(trial), _unit(trial, found)), "advantage")
 
 
-def _unit(found: NDArray[np.float64]) -> float:
-    """The precision that results show: float32 where all of them are float32 numbers, whatever array holds them."""
+def _unit(trial: Trial, found: NDArray[np.float64]) -> float:
+    """The precision that results show: float32 where all are float32 numbers, or no plain case is nearer than that."""
     single = np.any(found) and np.array_equal(found.astype(np.float32).astype(np.float64), found, equal_nan=True)
-    return arrays.FLOATS["float32" if single else "float64"]
+    return arrays.FLOATS["float32" if single or trial.single else "float64"]
 
 
 def _fp32(trial: Trial, case: Rollouts) -> None:
@@ -112,7 +112,7 @@ def _order(trial: Trial, case: Rollouts) -> None:
     one = trial.subject.rows(case)
     order = np.argsort(np.arange(len(one)) * 7919 % (len(one) + 1), kind="stable")
     other = trial.subject.rows(case.take(order))
-    low, exact, high = oracle_rows.interval(case, _spec(trial), _unit(one))
+    low, exact, high = oracle_rows.interval(case, _spec(trial), _unit(trial, one))
     off = np.abs(other - one[order]) > 2 * (high - exact)[order] + 2 * (exact - low)[order]
     if np.any(off) or np.isnan(other).any() != np.isnan(one).any():
         says = "rows in another order have other advantages: groups are told by position"
@@ -142,7 +142,7 @@ def _apart(trial: Trial, case: Rollouts) -> None:
         case.replace(rewards=np.where(case.group_ids == g, case.rewards * 2 + 1.25, case.rewards))
     )
     rest = case.group_ids != g
-    low, exact, high = oracle_rows.interval(case, _spec(trial), _unit(one))
+    low, exact, high = oracle_rows.interval(case, _spec(trial), _unit(trial, one))
     if np.any(np.abs(one - other)[rest] > (2 * (high - low) + np.abs(exact) * 1e-12)[rest]):
         raise Departure(
             "value", "a group's rewards change another's advantages", one[rest].tolist(), other[rest].tolist()
@@ -187,7 +187,11 @@ def _not_finite(trial: Trial, case: Rollouts) -> None:
     if np.isfinite(bad):
         return
     own = ~rest & (np.arange(len(rest)) != at)
-    if np.any(own) and np.isinf(bad) and np.all(found[own] == 0):
+    huge = own & np.isfinite(found) & (np.abs(found) > 1e30)
+    if np.any(huge):
+        says = f"a reward of {bad} gives another answer of its group the advantage {found[huge][0]:.3g}"
+        raise Departure("value", says, "an error, or NaN", found.tolist())
+    if np.any(own) and np.isinf(bad) and found[at] == 0 and np.all(found[own] == 0):
         says = f"a reward of {bad} makes every advantage of its group 0, and nobody is told"
         raise Departure("value", says, "an error, or NaN", found.tolist())
 

@@ -48,7 +48,8 @@ SAYS = {
     "inf_times_zero": "an infinite ratio is multiplied by 0",
     "random": "it uses random numbers",
     "mutates": "it writes into what it was given",
-    "std_of_equal_rewards": "equal rewards are told by their mean or std, which rounding moves; compare max, min",
+    "std_of_equal_rewards": "equal rewards are told by their std, which rounding makes more than 0; compare max, min",
+    "mean_of_equal_rewards": "the mean of equal rewards is rounded, and the rest is their advantage; compare max, min",
     "singleton_raw": "the only answer to a prompt keeps its raw reward",
     "singleton_nan": "the std of one reward with ddof 1 is 0 / 0",
     "nan_spreads": "a NaN or infinite reward goes through the group's statistics",
@@ -74,7 +75,9 @@ def guess(law: Law, tried: Trial, problem: Departure, case: Any) -> tuple[str, s
     if problem.part in ("raises", "shape") or (problem.part == "dtype" and law.name != "bf16"):
         return "", ""
     name, way = _by_law(law, tried, problem, case), ""
-    if not name or law.name in GENERAL or (tried.target.kind == "filter" and law.name.startswith("constant")):
+    general = law.name in GENERAL or (tried.target.kind == "filter" and law.name.startswith("constant"))
+    # The cases of the panel give numbers: a NaN is another matter.
+    if not name or (general and not _no_number(problem.got)):
         found = _by_panel(tried)
         name, way = found if found[0] else (name, "")
     return name, f"{SAYS[name]}{f' ({way})' if way else ''}" if name else ""
@@ -182,7 +185,7 @@ def _equal(got: NDArray[Any], other: NDArray[Any]) -> bool:
 
 def _by_law(law: Law, tried: Trial, problem: Departure, case: Any) -> str:
     kind, got = tried.target.kind, problem.got
-    nan = got is not None and bool(np.isnan(np.asarray(got, dtype=float)).any()) if _numeric(got) else got == "NaN"
+    nan = _no_number(got)
     if (
         law.name in _UNLESS_PLAINLY_WRONG
         and not nan
@@ -208,7 +211,8 @@ def _by_law(law: Law, tried: Trial, problem: Departure, case: Any) -> str:
             return "empty_denominator" if _finite_unmasked(tried, case) else ""
         return tokens.get(law.name, "")
     if law.name.startswith("constant"):
-        return "std_of_equal_rewards"
+        divides = kind == "filter" or type(tried.target.stages[0]).__name__ == "GroupNorm"
+        return "std_of_equal_rewards" if divides else "mean_of_equal_rewards"
     if law.name == "singleton" and kind == "filter":
         return "singleton_kept"
     if law.name == "singleton":
@@ -240,6 +244,12 @@ def _finite_unmasked(tried: Trial, case: Any) -> bool:
     whole = np.ones_like(case.mask)
     full = case.replace(whole) if isinstance(case, Batch) else TokenValues(case.values, whole)
     return math.isfinite(getattr(tried.subject, tried.target.kind)(full).value)
+
+
+def _no_number(got: Any) -> bool:
+    if _numeric(got):
+        return bool(np.isnan(np.asarray(got, dtype=float)).any())
+    return bool(isinstance(got, str) and got == "NaN")
 
 
 def _numeric(x: Any) -> bool:

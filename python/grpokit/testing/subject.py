@@ -198,9 +198,11 @@ class Subject:
             raise Departure(
                 "shape", "its result has the shape of neither the rows nor the mask", mask.shape, found.shape
             )
+        last = found[np.arange(N), case.lengths - 1]
+        # What is no number in the answer may be none behind it: 0 times infinity.
+        found = np.where(mask | np.isfinite(last)[:, None], found, 0.0)
         if np.any(found[~mask] != 0):
             raise Departure("mask", "it has advantages behind the mask", 0.0, found[~mask].tolist())
-        last = found[np.arange(N), case.lengths - 1]
         if N and not np.array_equal(np.where(mask, last[:, None], 0.0), found, equal_nan=True):
             raise Departure("shape", "its advantages differ within an answer", last[:, None].tolist(), found.tolist())
         return last

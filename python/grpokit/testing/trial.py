@@ -23,11 +23,22 @@ Status = Literal["pass", "fail", "skip", "error"]
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """An implementation and what it is held against."""
+    """An implementation and what it is held against.
+
+    Attributes
+    ----------
+    subject : Subject
+    target : Target
+    differentiable : bool
+        Whether gradients can be had.
+    single : bool
+        Whether an estimator computes in float32 what it is given in float64.
+    """
 
     subject: Subject
     target: Target
     differentiable: bool = True
+    single: bool = False
 
     @property
     def no_gradient(self) -> str:
