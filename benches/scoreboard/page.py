@@ -128,7 +128,7 @@ def _finding(law, verdict):
     if "reason" in verdict:
         says += f" {verdict['reason'][:1].upper()}{verdict['reason'][1:]}."
     return (
-        f"{says}\n\n<details><summary>smallest input, command</summary>\n\n```python\n{verdict['snippet']}\n```\n\n"
+        f"{says}\n\n<details><summary>smallest input, command</summary>\n\n```py\n{verdict['snippet']}\n```\n\n"
         f"```sh\n{verdict['command']}\n```\n\n</details>"
     )
 
