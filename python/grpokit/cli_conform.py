@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,8 @@ def conform(typed: argparse.Namespace) -> int:
         text = heading(typed.implementation, what.description) if isinstance(what, Session) else told(what)
         print(text, flush=True)
 
+    # Whoever is asked to end clears up: the child and its directory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if typed.write_test:
         asked = Session(typed.implementation, typed.recipe, typed.kind, said=said, settings=settings)
         with asked as session, standard_output():

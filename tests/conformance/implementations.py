@@ -148,6 +148,18 @@ def wrong_and_per_row(logps, old_logps, advantages, mask):
     return (-surrogate * mask).mean()
 
 
+def of_numbered_groups(rewards, group_ids):
+    """Group ids are places in an array."""
+    R, ids = torch.as_tensor(rewards), torch.as_tensor(group_ids)
+    n, total = torch.zeros(len(R), dtype=R.dtype), torch.zeros(len(R), dtype=R.dtype)
+    n.index_add_(0, ids, torch.ones_like(R))
+    total.index_add_(0, ids, R)
+    low = torch.full_like(total, torch.inf).scatter_reduce_(0, ids, R, "amin")
+    high = torch.full_like(total, -torch.inf).scatter_reduce_(0, ids, R, "amax")
+    A = R - (total / n)[ids]
+    return torch.where((low == high)[ids], torch.zeros_like(A), A)
+
+
 def keep_of_one_group(rewards):
     return bool(max(rewards) > min(rewards)) and bool(np.isfinite(rewards).all())
 

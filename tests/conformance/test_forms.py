@@ -42,6 +42,7 @@ def verdicts(made, *laws, examples=30):
         (given.of_one_group, "GroupNorm()", {"rows": "group"}),
         (given.of_a_matrix, "GroupNorm()", {"rows": "table"}),
         (given.of_tokens, "GroupNorm()", {"ids": "objects"}),
+        (given.of_numbered_groups, "MeanBaseline()", {"ids": "dense"}),
         (given.keep_of_one_group, "HasSignal()", {"rows": "group"}),
     ],
     ids=lambda x: getattr(x, "__name__", ""),

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,9 +216,26 @@ def test_the_edge_cases_are_drawn():
             "singleton": any(len(R) == 1 for R in groups),
             "interleaved": (np.diff(ids) != 0).sum() > max(len(groups) - 1, 0),
             "constant": any(len(R) > 2 and np.ptp(R) == 0 and R.mean() != R[0] for R in groups),
+            "tie": any(len(R) > 2 and 1 < len(set(R.tolist())) < len(R) for R in groups),
+            "bf16": any(0 < abs(x) < 0.4 and x == torch.tensor(x).bfloat16().double() for x in case.rewards.tolist()),
             "offset": any(0 < np.ptp(R) < 2 and abs(R[0]) > 1e5 for R in groups),
         }
 
-    assert seen(gst.rollouts(), of_rollouts) == {"none", "singleton", "interleaved", "constant", "offset"}
+    assert seen(gst.rollouts(), of_rollouts) == {
+        "none",
+        "singleton",
+        "interleaved",
+        "constant",
+        "offset",
+        "tie",
+        "bf16",
+    }
+
+    def of_spoilt(case):
+        R = case.rewards
+        return {"nan": np.isnan(R).any(), "inf": (np.inf == R).any(), "-inf": (-np.inf == R).any()}
+
+    assert seen(gst.rollouts(finite=False), of_spoilt) == {"nan", "inf", "-inf"}
+    assert seen(gst.rollouts(), of_spoilt) == set()
 
     assert {"consumed", "evicted", "ready", "running"} <= seen(gst.ledgers(), lambda ledger: ledger.counts)

@@ -21,13 +21,13 @@ KINDS = ("loss", "advantage", "filter", "kl", "aggregate")
 # The first name of each line is the source.
 _TOKENS = """
 logps log_probs log_prob logprobs logprob logp new_logps new_log_probs new_logprobs per_token_logps token_logps
-  current_logps current_log_probs policy_logps policy_log_probs pi_logps action_log_probs
+  curr_logprobs current_logps current_log_probs policy_logps policy_log_probs pi_logps action_log_probs
 old_logps old_log_probs old_log_prob old_logprobs old_logprob old_logp old_per_token_logps logps_old log_probs_old
-  logprobs_old behaviour_logps behavior_logps old_action_log_probs
+  logprobs_old prev_logprobs behaviour_logps behavior_logps old_action_log_probs
 rollout_logps rollout_log_probs rollout_log_prob rollout_logprobs logp_rollout sampling_logps sampling_logprobs
   sampling_per_token_logps inference_logps inference_logprobs generation_logprobs vllm_logps sampler_logps
 ref_logps ref_log_probs ref_log_prob ref_logprobs ref_logprob ref_logp ref_per_token_logps reference_logps
-  reference_log_probs logps_ref
+  reference_log_probs reference_policy_logprobs logps_ref
 advantages advantage adv advs token_advantages
 row_advantages sequence_advantages
 mask response_mask completion_mask loss_mask action_mask token_mask response_masks

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from . import arrays, oracle_rows, strategies
 from .subject import Departure
@@ -156,13 +155,10 @@ def _no_apart(trial: Trial) -> str:
     return ""
 
 
-@st.composite
-def _spoilt(draw: st.DrawFn, trial: Trial) -> Rollouts:
-    """One reward that is NaN or infinite."""
-    case: Rollouts = draw(_paired(trial, signal=True))
-    rewards = case.rewards.copy()
-    rewards[draw(st.integers(0, len(rewards) - 1))] = draw(st.sampled_from((np.nan, np.inf, -np.inf)))
-    return case.replace(rewards=rewards)
+def _spoilt(trial: Trial) -> SearchStrategy[Rollouts]:
+    """One reward that is NaN or infinite, in a group of two or more."""
+    drawn = strategies.rollouts(signal=True, equal=_equal(trial), finite=False).map(_without_singletons)
+    return drawn.filter(lambda case: not np.isfinite(case.rewards).all())
 
 
 def _not_finite(trial: Trial, case: Rollouts) -> None:

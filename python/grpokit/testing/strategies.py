@@ -231,12 +231,15 @@ def groups(draw: st.DrawFn, max_rows: int = MOST[1][0], *, equal: bool = False) 
 
 
 @st.composite
-def rewards(draw: st.DrawFn, group_ids: NDArray[np.int64], *, signal: bool | None = None) -> NDArray[np.float64]:
+def rewards(
+    draw: st.DrawFn, group_ids: NDArray[np.int64], *, signal: bool | None = None, finite: bool = True
+) -> NDArray[np.float64]:
     """Rewards (N,), float64, for rows with group ids.
 
     Edge cases: 0 and 1; groups of equal rewards that are no dyadic fractions (their mean is rounded); all but one equal
     (7 to 1); ties; tiny differences on a huge offset; values that bf16 holds; negative, tiny and large ones. With
-    `signal=False` every group is constant, with True none of more than one row is.
+    `signal=False` every group is constant, with True none of more than one row is. With `finite=False` one reward, if
+    there are any, is NaN, ∞ or −∞.
     """
     N, names = len(group_ids), dict.fromkeys(group_ids.tolist())
     style, *rest = _drawn(draw, 1 + max(N, MOST[1][0]) + len(NAMES))
@@ -247,15 +250,18 @@ def rewards(draw: st.DrawFn, group_ids: NDArray[np.int64], *, signal: bool | Non
             found[rows] = NON_DYADIC[byte // 4 % len(NON_DYADIC)]
         elif signal and rows.sum() > 1 and np.ptp(found[rows]) == 0:
             found[np.argmax(rows)] += 1.0 + i
+    if N and not finite:
+        at, which = _drawn(draw, 2)
+        found[at % N] = (np.nan, np.inf, -np.inf)[which % 3]
     return found
 
 
 @st.composite
-def rollouts(draw: st.DrawFn, *, signal: bool | None = None, equal: bool = False) -> Rollouts:
+def rollouts(draw: st.DrawFn, *, signal: bool | None = None, equal: bool = False, finite: bool = True) -> Rollouts:
     """Scored answers with their groups; edge cases of `groups` and `rewards`, and lengths from 1 on."""
     ids = draw(groups(equal=equal))
     N = len(ids)
-    found = draw(rewards(ids, signal=signal))
+    found = draw(rewards(ids, signal=signal, finite=finite))
     lengths, baselines = _cells(draw, (N,), 1 + np.arange(256) % 7, BASELINES)
     return Rollouts(ids, found, lengths, baselines)
 

@@ -57,8 +57,8 @@ class Form:
     advantages : {"token", "row"}
         (S, T) or (S,).
     mask : {"bool", "int64", "float"}
-    ids : {"own", "objects", "list"}
-        Group ids in the library's arrays, as a NumPy array of strings, or as a list.
+    ids : {"own", "objects", "list", "dense"}
+        Group ids in the library's arrays, as a NumPy array of strings, as a list, or numbered from 0 in an array.
     rows : {"table", "group", "matrix"}
         All rows at once; one group a call; or groups of one size as (G, n).
     """
@@ -131,7 +131,7 @@ class Subject:
         tokens = self.kind in ("loss", "kl", "aggregate")
         advantages = ("token", "row") if "advantages" in sources else ("token",)
         masks = ("bool", "int64", "float") if "mask" in sources else ("bool",)
-        ids = ("own", "objects", "list") if "group_ids" in sources else ("own",)
+        ids = ("own", "objects", "list", "dense") if "group_ids" in sources else ("own",)
         rows: tuple[str, ...] = ("table",)
         if not tokens and not sources & {"group_ids", "num_generations"}:
             rows = ("group", "matrix")
@@ -341,7 +341,9 @@ class Subject:
             "num_generations": int(np.unique(case.group_ids, return_counts=True)[1].max(initial=1)),
             "group_ids": self._array(ids, dtype),
         }
-        if self.form.ids != "own":
+        if self.form.ids == "dense":
+            found["group_ids"] = self._array(np.unique(ids, return_inverse=True)[1].reshape(ids.shape), dtype)
+        elif self.form.ids != "own":
             names = [f"g{g}" for g in ids.tolist()] if self.form.rows == "table" else ids.tolist()
             found["group_ids"] = np.array(names, dtype=object) if self.form.ids == "objects" else names
         return found

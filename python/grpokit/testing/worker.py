@@ -184,6 +184,8 @@ def _description(tried: Trial) -> dict[str, Any]:
         how["advantages"] = "(S,)" if form.advantages == "row" else "(S, T)"
     if "mask" in subject.sources:
         how["mask"] = form.mask
+    if "group_ids" in subject.sources and form.ids != "own":
+        how["group_ids"] = {"objects": "texts in an array", "list": "a list", "dense": "numbered from 0"}[form.ids]
     if target.kind in ("advantage", "filter"):
         how["rows"] = {"table": "all at once", "group": "a group a call", "matrix": "(G, n)"}[form.rows]
     return {
