@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from pathlib import Path
+import threading
 from typing import TYPE_CHECKING, Any
 
 from .errors import error
@@ -13,6 +14,7 @@ from .settings import read_setting
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from .testing import Session
 
@@ -70,7 +72,6 @@ def conform(typed: argparse.Namespace) -> int:
             raise error(
                 "bad_parameter", owner="conform", name=option, given=getattr(typed, name), expected=f"{least:g} or more"
             )
-    sys.path.insert(0, str(Path.cwd()))
     try:
         import hypothesis  # noqa: F401 - the one thing that is not among the project's own needs
 
@@ -86,14 +87,12 @@ def conform(typed: argparse.Namespace) -> int:
         text = heading(typed.implementation, what.description) if isinstance(what, Session) else told(what)
         print(text, flush=True)
 
-    # Whoever is asked to end clears up: the child and its directory.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if typed.write_test:
         asked = Session(typed.implementation, typed.recipe, typed.kind, said=said, settings=settings)
-        with asked as session, standard_output():
+        with _tidy_when_ended(), asked as session, standard_output():
             print(pytest_file(session), end="")
         return 0
-    with standard_output():
+    with _tidy_when_ended(), standard_output():
         report = run(
             typed.implementation,
             typed.recipe,
@@ -112,6 +111,19 @@ def conform(typed: argparse.Namespace) -> int:
         else:
             print(report.summary)
     return 1 if report.failed else 0
+
+
+@contextlib.contextmanager
+def _tidy_when_ended() -> Iterator[None]:
+    """Whoever is asked to end clears up first: the child and its directory."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def pytest_file(session: Session) -> str:

@@ -1,6 +1,8 @@
 """`grpokit conform`: exit codes, one JSON object, a test file that runs."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -82,6 +84,21 @@ def test_write_test(capsys, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
     assert "2 passed" in run.stdout
+
+
+def test_whoever_is_asked_to_end_clears_up(tmp_path):
+    """The child and its directory go with the command, and the caller's own handlers stay."""
+    before = signal.getsignal(signal.SIGTERM)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "grpokit", "conform", f"{HERE}:hangs", *DAPO, "--limit", "600"]
+    asked = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert asked.stdout.readline().startswith(HERE)
+    asked.terminate()
+    assert asked.wait(60) == 128 + signal.SIGTERM
+    asked.stdout.close()
+    assert not list(tmp_path.iterdir())
+    assert conform(f"{HERE}:sound", *DAPO, "--law", "all_masked") == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_help_is_instant():

@@ -19,7 +19,12 @@ def caught(mutant):
     return mistake, None
 
 
-@pytest.mark.parametrize("number", range(len(MUTANTS)), ids=lambda i: f"{i}-{MUTANTS[i][0] or 'unnamed'}")
+# Each is tried in the slow run, and some of every kind always.
+ALWAYS = {next(i for i, mutant in enumerate(MUTANTS) if mutant[0] == name) for name, *_ in NAMED[::4]}
+NUMBERS = [i if i in ALWAYS else pytest.param(i, marks=pytest.mark.slow) for i in range(len(MUTANTS))]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda i: f"{i}-{MUTANTS[i][0] or 'unnamed'}")
 def test_a_planted_fault_is_caught_and_named(number):
     mistake, verdict = caught(MUTANTS[number])
     assert verdict is not None, "a mutant that survives is a defect of the kit"
