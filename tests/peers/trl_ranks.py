@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from transformers import LlamaForCausalLM, TrainerCallback
 from trl import GRPOConfig
 
@@ -58,6 +59,8 @@ def main(directory, out, rows, accumulate):
         if trainer.accelerator.is_main_process:
             found = {"grads": gradient.found, "log": trainer.state.log_history[0]}
             torch.save(found | {"ranks": trainer.accelerator.num_processes}, Path(out) / f"{name}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()  # or its threads are ended at exit, at times with an abort
 
 
 if __name__ == "__main__":
