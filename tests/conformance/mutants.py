@@ -8,8 +8,9 @@ import types
 from pathlib import Path
 
 import grpokit as gk
+from grpokit.testing import ours
 
-from . import ours, textbook
+from . import textbook
 
 PACKAGE = Path(gk.__file__).parent
 
@@ -150,7 +151,7 @@ MUTANTS = [
     ("log_for_ratio", book, textbook.grpo, "ratio = log_ratio.exp()", "ratio = 1 + log_ratio"),
     ("micro_batch_counts", book, textbook.dapo_of_a_step, "max(num_items_in_batch, 1)", "mask.sum().clamp(min=1)"),
     ("entropy_term", book, textbook.with_entropy, "- 0.01 * masked", "+ 0.01 * masked"),
-    ("ratio_not_differentiated", book, textbook.with_entropy, "- 0.01 * masked(entropies.to(ratio.dtype), mask)", "- 0.01 * masked(entropies.to(ratio.dtype), mask).detach()"),
+    ("ratio_not_differentiated", book, textbook.with_entropy, "- 0.01 * masked(entropies, mask)", "- 0.01 * masked(entropies, mask).detach()"),
     ("sign", book, textbook.dapo, "masked(-clipped * advantages, mask)", "masked(clipped * advantages, mask)"),
     ("sequence_ratio", book, textbook.gspo, "s = log_s.exp()", "s = masked(log_ratio.exp(), mask).sum(1, keepdim=True) / lengths"),
     ("sequence_ratio", book, textbook.gspo, "log_s = log_ratio.sum(1, keepdim=True) / lengths", "log_s = log_ratio.mean(1, keepdim=True)"),

@@ -42,6 +42,7 @@ def test_a_wrong_one_fails_and_teaches(tmp_path):
     code, out = run(*arguments, "--conformance-json", str(file), "-k", "gradient and not entropy")
     assert code == 1, out
     assert "looks like ratio_not_differentiated" in out
+    assert out.count("LOSS = Σ_t [−min(r A, clip(r, 1 − low, 1 + high) A)] / (Σ_i |o_i|)") >= 1
     told = json.loads(file.read_text())
     assert (told["badge"], told["conforms"]) == ("dapo: 0 of 1 laws", False)
     assert list(tmp_path.iterdir()) == [file]

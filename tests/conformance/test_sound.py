@@ -10,9 +10,9 @@ import pytest
 import grpokit as gk
 from grpokit.settings import read_stage
 from grpokit.stages import EXAMPLES, of_papers
-from grpokit.testing import engine
+from grpokit.testing import engine, ours
 
-from . import ours, textbook
+from . import textbook
 
 STAGES = {
     "advantage": ["GroupNorm()", "GroupNorm(0, 1e-6)", "MeanBaseline()", "LeaveOneOut()", "LengthBaseline()"]

@@ -44,7 +44,7 @@ def with_entropy(logps, old_logps, advantages, entropies, mask):
     """TRL's default loss with its entropy bonus, coefficient 0.01."""
     ratio = log_ratios(logps, old_logps, mask).exp()
     clipped = torch.where(advantages > 0, torch.where(ratio > 1.2, 1.2, ratio), torch.where(ratio < 0.8, 0.8, ratio))
-    per_token = -clipped * advantages - 0.01 * masked(entropies.to(ratio.dtype), mask)
+    per_token = -clipped * advantages - 0.01 * masked(entropies, mask)
     return masked(per_token, mask).sum() / mask.sum().clamp(min=1)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from grpokit.objective.columns import LIMIT, clip, stop
-from grpokit.objective.kl import estimate
+from grpokit.objective.kl import BREAKS, estimate
 from grpokit.parameters import check_choice, check_flag
 from grpokit.stages import Objective, register
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from grpokit.tokens import Tokens
 
 MOST = 10.0
-REASON = "it has no advantage: it pulls towards another policy, whatever the reward"
-BREAKS = dict.fromkeys(("zero_advantage", "homogeneous", "on_policy", "bounded"), REASON)
 
 
 @register("objective")

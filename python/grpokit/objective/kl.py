@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from grpokit.tokens import Tokens
 
 
+REASON = "it has no advantage: it pulls towards another policy, whatever the reward"
+BREAKS = dict.fromkeys(("zero_advantage", "homogeneous", "on_policy", "bounded"), REASON)
+
+
 @register("objective")
 @dataclass(frozen=True)
 class KL(Objective):
@@ -108,8 +112,7 @@ class KL(Objective):
 
     @property
     def breaks(self) -> Mapping[str, str]:
-        reason = "it has no advantage: it pulls towards another policy, whatever the reward"
-        return dict.fromkeys(("zero_advantage", "homogeneous", "on_policy", "bounded"), reason)
+        return BREAKS
 
     def value(self, tokens: Tokens) -> Tensor:
         other: Tensor = getattr(tokens, f"{self.to}_logps")

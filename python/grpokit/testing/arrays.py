@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIBRARIES = ("torch", "jax", "numpy")
+HALVES = ("bfloat16", "float16")
 FLOATS = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}
 
 
@@ -63,7 +64,7 @@ def read(x: Any) -> NDArray[Any]:
     """A result as NumPy; half formats as float64."""
     if hasattr(x, "detach"):
         x = x.detach().cpu()
-        x = x.double() if str(x.dtype) in ("torch.bfloat16", "torch.float16") else x
+        x = x.double() if format_of(x) in HALVES else x
     found = np.asarray(x)
     return found if found.dtype.kind in "fiubcOSU" else found.astype(np.float64)
 

@@ -6,6 +6,7 @@ them (`grpokit.testing.strategies`), the reference says what is right of them, a
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,12 @@ class Rollouts:
 
     def replace(self, **columns: NDArray[Any]) -> Rollouts:
         """The same with other columns."""
-        return Rollouts(**({name: getattr(self, name) for name in self.__dataclass_fields__} | columns))
+        return dataclasses.replace(self, **columns)
+
+    @property
+    def groups(self) -> list[NDArray[np.intp]]:
+        """The rows of each group, in the order in which the groups appear."""
+        return [np.flatnonzero(self.group_ids == g) for g in dict.fromkeys(self.group_ids.tolist())]
 
     @property
     def shaped(self) -> NDArray[np.float64]:

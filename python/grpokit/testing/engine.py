@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 
-from grpokit.errors import error, nearest
-
 from . import laws_rows, laws_tokens, oracle, oracle_rows
 from .arguments import guessed_kind, mapped
 from .subject import Departure, Subject, adapted
 from .target import target
-from .trial import Law, Trial, Verdict
+from .trial import EXAMPLES, Law, Trial, Verdict, check_law
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +24,6 @@ LAWS: dict[str, tuple[Law, ...]] = {
     "advantage": laws_rows.ADVANTAGE,
     "filter": laws_rows.FILTER,
 }
-EXAMPLES = 200
 
 
 def trial(
@@ -154,9 +151,7 @@ def chosen(kind: str, names: list[str] | None = None) -> tuple[Law, ...]:
     """The laws of a kind, or some of them."""
     laws = LAWS[kind]
     for name in names or []:
-        if name not in [law.name for law in laws]:
-            known = [law.name for law in laws]
-            raise error("unknown_law", given=name, kind=kind, nearest=nearest(name, known), known=", ".join(known))
+        check_law(name, kind, [law.name for law in laws])
     return tuple(law for law in laws if not names or law.name in names)
 
 

@@ -19,14 +19,8 @@ if TYPE_CHECKING:
     from .cases import Rollouts
 
 
-def _equal(trial: Trial) -> bool:
-    """Whether only groups of one size can be given, one after another."""
-    subject = trial.subject
-    return subject.form.rows == "matrix" or (subject.form.rows == "table" and "group_ids" not in subject.sources)
-
-
 def _rollouts(trial: Trial, *, signal: bool | None = None, rows: int = 0) -> SearchStrategy[Rollouts]:
-    drawn = strategies.rollouts(signal=signal, equal=_equal(trial))
+    drawn = strategies.rollouts(signal=signal, equal=trial.subject.equal_groups)
     return drawn.filter(lambda case: len(case.rewards) > rows)
 
 
@@ -102,7 +96,7 @@ def _singletons(trial: Trial) -> SearchStrategy[Rollouts]:
 
 
 def _no_singleton(trial: Trial) -> str:
-    if _equal(trial):
+    if trial.subject.equal_groups:
         return "the function takes groups of one size, two or more"
     return _no_constant(trial)
 
@@ -131,7 +125,7 @@ def _no_ids(trial: Trial) -> str:
 
 
 def _interleaved(trial: Trial) -> str:
-    return "the function takes whole groups, one after another" if _equal(trial) else ""
+    return "the function takes whole groups, one after another" if trial.subject.equal_groups else ""
 
 
 def _apart(trial: Trial, case: Rollouts) -> None:
@@ -157,7 +151,7 @@ def _no_apart(trial: Trial) -> str:
 
 def _spoilt(trial: Trial) -> SearchStrategy[Rollouts]:
     """One reward that is NaN or infinite, in a group of two or more."""
-    drawn = strategies.rollouts(signal=True, equal=_equal(trial), finite=False).map(_without_singletons)
+    drawn = strategies.rollouts(signal=True, equal=trial.subject.equal_groups, finite=False).map(_without_singletons)
     return drawn.filter(lambda case: not np.isfinite(case.rewards).all())
 
 
@@ -261,7 +255,7 @@ FILTER = (
         _keeps_constant("float64"), lambda t: _paired(t, signal=False)),
     Law("constant_fp32", "in float32 as well", _keeps_constant("float32"), lambda t: _paired(t, signal=False)),
     Law("singleton", "so is the only answer to a prompt", _keeps, _singletons,
-        lambda t: "the function takes groups of one size, two or more" if _equal(t) else ""),
+        lambda t: "the function takes groups of one size, two or more" if t.subject.equal_groups else ""),
     Law("order", "the order of the rows does not matter, nor whether a group's are neighbours", _filter_order,
         _rollouts, _interleaved),
     Law("not_finite", "a row whose reward is NaN or infinite is an error, or dropped", _filter_not_finite, _spoilt),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from grpokit.objective.columns import log_bounds
 
 from . import arrays, mistaken_tokens, oracle, strategies
-from .subject import Departure
+from .subject import LOGPS, Departure
 from .trial import Law, Trial, repeated, same, unchanged, within
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def batches(trial: Trial, *, exact: bool = True, masks: Any = None) -> SearchStr
 
     What becomes of a batch without one is a law of its own, and is not told by all of them.
     """
-    target, form = trial.target, trial.subject.form
+    target = trial.target
     if trial.no_mask and masks is None:
         masks = st.composite(_full)()
     drawn = strategies.batches(
         target.bounds,
         target.weights,
         exact=exact,
-        per_row=True if form.advantages == "row" or "row_advantages" in trial.subject.sources else None,
+        per_row=True if trial.subject.per_row else None,
         distinct=target.batch_scope,
         masks=masks,
     )
@@ -215,15 +215,10 @@ def _fp32(trial: Trial, case: Batch) -> None:
 
 
 def _bf16(trial: Trial, case: Batch) -> None:
-    names = ("logps", "old_logps", "rollout_logps", "ref_logps")
-    rounded = case.replace(**{k: arrays.read(arrays.make("torch", case[k], "bfloat16")) for k in names})
-    # Only the log-probs are bf16: what is looked at is their difference.
-    got = trial.subject.loss(rounded, "bfloat16")
-    if got.unit > arrays.FLOATS["float32"]:
+    case = case.replace(**{k: arrays.read(arrays.make("torch", case[k], "bfloat16")) for k in LOGPS})
+    got = trial.subject.loss(case, "bfloat16")
+    if got.unit > PRECISION:
         raise Departure("dtype", "of bf16 log-probs it makes a bf16 loss", "float32", "bfloat16")
-    case = rounded.replace(
-        **{k: arrays.read(arrays.make("torch", rounded[k], "bfloat16")) for k in ("advantages", "entropies")}
-    )
     _agree(trial, case, got, "float32", parts="value")
 
 

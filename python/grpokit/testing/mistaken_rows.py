@@ -24,15 +24,11 @@ if TYPE_CHECKING:
     Mistaken = Callable[[Rollouts, Spec], Outcomes]
 
 
-def _groups(case: Rollouts) -> list[NDArray[np.intp]]:
-    return [np.flatnonzero(case.group_ids == g) for g in dict.fromkeys(case.group_ids.tolist())]
-
-
 def _each(case: Rollouts, formula: Callable[[NDArray[np.float64]], Any]) -> NDArray[np.float64]:
     """A formula of each group's rewards."""
     out = np.zeros(len(case.rewards))
     with np.errstate(all="ignore"):
-        for rows in _groups(case):
+        for rows in case.groups:
             out[rows] = formula(case.rewards[rows])
     return out
 
@@ -164,7 +160,7 @@ def reordered(case: Rollouts, spec: Spec) -> Outcomes:
     """The results are not in the order of the rows."""
     A = oracle_rows.advantages(case, spec)
     order = np.argsort(case.group_ids, kind="stable")
-    first = np.concatenate(_groups(case))
+    first = np.concatenate(case.groups)
     yield "the results are in the order of the ids", A[order]
     yield "the results are in the order of the groups", A[first]
 
@@ -265,7 +261,7 @@ def rows_alone(case: Rollouts, spec: Spec) -> Outcomes:
     yield "in a group that is kept, rows of reward 0 are dropped", right & (case.rewards != 0)
     yield "in a group that is kept, rows above the mean are", right & (case.rewards > _each(case, lambda R: R.mean()))
     first = np.zeros(len(right), bool)
-    first[[rows[0] for rows in _groups(case)]] = True
+    first[[rows[0] for rows in case.groups]] = True
     yield "only the first row of a group is told", right & first
 
 

@@ -264,7 +264,6 @@ def panel(tried: Trial) -> list[Any]:
     rng = np.random.default_rng(5)
     logs = np.array([math.log(b) for b in tried.target.bounds if b > 0])
     widths = (0.5 * float(np.abs(logs).min()), 0.15, 0.5)
-    by_row = tried.subject.form.advantages == "row" or "row_advantages" in tried.subject.sources
     cases: list[Any] = []
     for i, width in enumerate([*widths, *widths]):
         S, T = (3, 5) if i % 2 else (4, 4)
@@ -290,7 +289,7 @@ def panel(tried: Trial) -> list[Any]:
         near = {"old_logps": l - d, "ref_logps": l + 0.3 * rng.normal(size=(S, T))}
         A = np.repeat(rng.normal(size=(S, 1)), T, 1)
         A[0], A[-1] = np.abs(A[0]), -np.abs(A[-1])
-        if i >= 4 and not by_row:
+        if i >= 4 and not tried.subject.per_row:
             A = rng.normal(size=(S, T))
         columns = {
             "logps": l,
@@ -301,15 +300,12 @@ def panel(tried: Trial) -> list[Any]:
             "off_policy": rng.random((S, T)) < 0.3,
             "rollout_ids": np.repeat(np.arange(S)[:, None], T, 1),
         }
-        cases.append(Batch(mask, columns, per_row=i < 4 or by_row))
+        cases.append(Batch(mask, columns, per_row=i < 4 or tried.subject.per_row))
     return cases
 
 
 def _row_panel(tried: Trial) -> list[Rollouts]:
     rng = np.random.default_rng(6)
-    equal = tried.subject.form.rows == "matrix" or (
-        tried.subject.form.rows == "table" and "group_ids" not in tried.subject.sources
-    )
     binary = np.array([0.0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1])
     tables = [
         binary,
@@ -317,7 +313,7 @@ def _row_panel(tried: Trial) -> list[Rollouts]:
         rng.normal(-0.5, 0.02, 12),
         np.array([1.0, 1, 1, 1, 0, 0, 0, 0, 1, 0.5, 0.25, 0.75]),
     ]
-    sizes = np.repeat([9, 2, 5], 4) if equal else np.array([9, 2, 9, 5, 2, 5, 5, 9, 2, 5, 9, 5])
+    sizes = np.repeat([9, 2, 5], 4) if tried.subject.equal_groups else np.array([9, 2, 9, 5, 2, 5, 5, 9, 2, 5, 9, 5])
     if tried.target.kind == "filter":
         low, high = getattr(tried.target.stages[0], "low", 0.25), getattr(tried.target.stages[0], "high", 0.75)
         tables.append(

@@ -71,7 +71,7 @@ def advantages(case: Rollouts, spec: Mapping[str, Any]) -> NDArray[np.float64]:
         steps, keep = [0] * N, [True] * N
         return reference.by_batch(steps, x.tolist(), weights.tolist(), keep, parameters["ddof"], parameters["eps"])
     if name == "RescaledMean":
-        groups = _groups(case)
+        groups = case.groups
         found = reference.rescaled_mean([case.rewards[rows].tolist() for rows in groups])
         A = np.zeros(N)
         for rows, values in zip(groups, found, strict=True):
@@ -82,14 +82,10 @@ def advantages(case: Rollouts, spec: Mapping[str, Any]) -> NDArray[np.float64]:
 
 def _by_group(case: Rollouts, estimator: Callable[..., list[float]]) -> NDArray[np.float64]:
     A = np.zeros(len(case.rewards))
-    for rows in _groups(case):
+    for rows in case.groups:
         columns = {"lengths": case.lengths[rows].tolist(), "baselines": case.baselines[rows].tolist()}
         A[rows] = estimator(case.rewards[rows].tolist(), columns)
     return A
-
-
-def _groups(case: Rollouts) -> list[NDArray[np.intp]]:
-    return [np.flatnonzero(case.group_ids == g) for g in dict.fromkeys(case.group_ids.tolist())]
 
 
 def interval(
@@ -98,7 +94,7 @@ def interval(
     """The advantages and what rounding rewards and sums to a relative precision may make of them."""
     A, room = advantages(case, spec), np.zeros(len(case.rewards))
     batch = spec["stage"] in ("GlobalNorm", "RescaledMean")
-    for rows in [np.arange(len(A))] if batch else _groups(case):
+    for rows in [np.arange(len(A))] if batch else case.groups:
         R, a = case.rewards[rows], A[rows]
         if not len(R):
             continue

@@ -79,8 +79,8 @@ def heading(implementation: str, description: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def told(verdict: Verdict) -> str:
-    """A verdict for people."""
+def told(verdict: Verdict, equation: str = "") -> str:
+    """A verdict for people; with the equation, where the heading does not stand above it."""
     marks = {"pass": "holds", "fail": "FAILS", "error": "FAILS", "skip": "skip "}
     line = f"{marks[verdict.status]}  {verdict.law:<16}  {verdict.says}"
     if verdict.status == "pass":
@@ -89,6 +89,7 @@ def told(verdict: Verdict) -> str:
     if verdict.status == "skip":
         lines.append(f"         not looked at: {verdict.reason}")
     if verdict.status in ("fail", "error"):
+        lines += [f"         {equation}"] if equation else []
         lines.append(f"         {verdict.part}: {verdict.problem}")
         if verdict.expected or verdict.got:
             lines += [f"         expected  {verdict.expected}", f"         got       {verdict.got}"]

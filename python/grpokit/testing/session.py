@@ -20,16 +20,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from grpokit.errors import error, nearest
+from grpokit.errors import error
 
 from .report import Report
-from .trial import Verdict
+from .trial import EXAMPLES, Verdict, check_law
 from .worker import STAMP, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-EXAMPLES = 200
 LIMIT = 10.0
 IMPORT_LIMIT = 120.0  # seconds; frameworks take their time
 DEATHS = 3  # in as many laws, and the rest is not tried
@@ -83,18 +82,6 @@ class Session:
         """The names of its laws."""
         return [name for name, _ in self.description["laws"]]
 
-    def check(self, law: str) -> None:
-        """Refuses what is no law of its kind.
-
-        Raises
-        ------
-        InputError
-            `unknown_law`.
-        """
-        if law not in self.laws:
-            kind, known = self.description["kind"], ", ".join(self.laws)
-            raise error("unknown_law", given=law, kind=kind, nearest=nearest(law, self.laws), known=known)
-
     def run(self, law: str, *, examples: int = EXAMPLES, derandomize: bool = False, seed: int | None = None) -> Verdict:
         """The verdict on one law.
 
@@ -103,7 +90,7 @@ class Session:
         InputError
             `unknown_law`.
         """
-        self.check(law)
+        check_law(law, self.description["kind"], self.laws)
         says = dict(self.description["laws"])[law]
         if self.deaths >= DEATHS:
             return Verdict(
@@ -265,7 +252,7 @@ def conform(
     """
     with Session(implementation, recipe, kind, said=said, settings=settings, limit=limit) as session:
         for law in laws:
-            session.check(law)
+            check_law(law, session.description["kind"], session.laws)
         each(session)
         found = []
         for verdict in _verdicts(session, laws or session.laws, examples, derandomize=derandomize, minutes=minutes):

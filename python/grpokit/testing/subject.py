@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .arguments import Argument
     from .cases import Batch, Rollouts, TokenValues
 
-PLACES = ("mask", "cu_seqlens")
+LOGPS = ("logps", "old_logps", "rollout_logps", "ref_logps")
 
 
 class Departure(Exception):  # noqa: N818 - no error of ours: what the kit looks for
@@ -125,6 +125,16 @@ class Subject:
         """What it is given."""
         return frozenset(a.source for a in self.arguments if a.source)
 
+    @property
+    def per_row(self) -> bool:
+        """Whether it takes one advantage an answer."""
+        return self.form.advantages == "row" or "row_advantages" in self.sources
+
+    @property
+    def equal_groups(self) -> bool:
+        """Whether only groups of one size can be given, one after another."""
+        return self.form.rows == "matrix" or (self.form.rows == "table" and "group_ids" not in self.sources)
+
     def forms(self) -> Iterator[Form]:
         """The forms that are worth trying, the likeliest first."""
         sources = self.sources
@@ -176,12 +186,11 @@ class Subject:
         if self.form.rows == "table":
             return self._table(case, dtype)
         out: NDArray[Any] = np.zeros(len(case.rewards), bool if self.kind == "filter" else np.float64)
-        groups = [np.flatnonzero(case.group_ids == g) for g in dict.fromkeys(case.group_ids.tolist())]
         if self.form.rows == "matrix":
-            together = np.stack(groups)
+            together = np.stack(case.groups)
             out[together.ravel()] = self._result(self._called(self._row_columns(case, together, dtype)), together.shape)
             return out
-        for rows in groups:
+        for rows in case.groups:
             result = _first(self._called(self._row_columns(case, rows, dtype)))
             found = arrays.read(result)
             out[rows] = found if found.ndim == 0 and self.kind == "filter" else self._result(result, rows.shape)
@@ -292,8 +301,7 @@ class Subject:
         if self.kind == "aggregate":
             return {"values": self._array(case.values, dtype), "mask": self._mask(case.mask, dtype)}
         if self.form.rows == "matrix":
-            ids = dict.fromkeys(case.group_ids.tolist())
-            return self._row_columns(case, np.stack([np.flatnonzero(case.group_ids == g) for g in ids]), dtype)
+            return self._row_columns(case, np.stack(case.groups), dtype)
         return self._row_columns(case, np.arange(len(case.rewards)), dtype)
 
     def snippet(self, given: Mapping[str, Any]) -> str:
@@ -316,14 +324,17 @@ class Subject:
         def cut(x: NDArray[Any]) -> NDArray[Any]:
             return x[live] if packed else x
 
-        found = {k: self._array(cut(x), dtype) for k, x in case.columns.items() if k in self.sources}
+        # Half formats are for log-probs, which is where they come from.
+        rest = "float32" if dtype in arrays.HALVES else dtype
+        formats = {k: dtype if k in LOGPS else rest for k in case.columns}
+        found = {k: self._array(cut(x), formats[k]) for k, x in case.columns.items() if k in self.sources}
         if "advantages" in found and self.form.advantages == "row":
-            found["advantages"] = self._array(case["advantages"][:, 0], dtype)
-        found["rollout_ids"] = self._array(case["rollout_ids"][:, 0], dtype)
-        found["row_advantages"] = self._array(case["advantages"][:, 0], dtype)
-        found["mask"] = self._mask(cut(live), dtype)
-        found["lengths"] = self._array(lengths, dtype)
-        found["cu_seqlens"] = self._array(np.concatenate([[0], lengths.cumsum()]).astype(np.int64), dtype)
+            found["advantages"] = self._array(case["advantages"][:, 0], rest)
+        found["rollout_ids"] = self._array(case["rollout_ids"][:, 0], rest)
+        found["row_advantages"] = self._array(case["advantages"][:, 0], rest)
+        found["mask"] = self._mask(cut(live), rest)
+        found["lengths"] = self._array(lengths, rest)
+        found["cu_seqlens"] = self._array(np.concatenate([[0], lengths.cumsum()]).astype(np.int64), rest)
         return found | {"num_tokens": int(lengths.sum()), "num_sequences": S}
 
     def _row_columns(self, case: Rollouts, rows: NDArray[np.intp], dtype: str) -> dict[str, Any]:

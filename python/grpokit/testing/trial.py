@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from grpokit.errors import error, nearest
+
 from . import arrays
 from .subject import Departure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from hypothesis.strategies import SearchStrategy
 
     from .subject import Subject
     from .target import Target
 
+EXAMPLES = 200  # cases a law, unless told otherwise
 Status = Literal["pass", "fail", "skip", "error"]
 
 
@@ -117,6 +120,18 @@ class Verdict:
     guess: str = ""
     guess_says: str = ""
     notes: tuple[str, ...] = field(default=())
+
+
+def check_law(given: str, kind: str, names: Sequence[str]) -> None:
+    """Refuses what is no law of a kind.
+
+    Raises
+    ------
+    InputError
+        `unknown_law`.
+    """
+    if given not in names:
+        raise error("unknown_law", given=given, kind=kind, nearest=nearest(given, names), known=", ".join(names))
 
 
 def within(part: str, got: Any, interval: tuple[Any, Any, Any], what: str) -> None:

@@ -38,7 +38,7 @@ def test_law(conformance: Conformance, law: str, record_property: Callable[[str,
     if verdict.status == "skip":
         pytest.skip(verdict.reason)
     if verdict.status != "pass":
-        text = told(verdict)
+        text = told(verdict, conformance.session.description["equation"])
         if law in conformance.expected:
             pytest.xfail(f"{conformance.expected[law]}\n{text}")
         pytest.fail(text, pytrace=False)
