@@ -46,7 +46,7 @@ def test_the_wheel_holds_what_it_must(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("py.typed", "__init__.pyi", "_native.pyi", "kernels/__init__.py", "trainer/loop.py", "cli.py"):
         assert f"grpokit/{name}" in names
-    for name in ("__init__.py", "session.py", "strategies.py"):
+    for name in ("plugin.py", "session.py", "strategies.py"):
         assert f"grpokit_pytest/{name}" in names
     entry_points = zipfile.ZipFile(wheel).read(next(x for x in names if x.endswith("entry_points.txt"))).decode()
     for group in ("pytest11", "hypothesis", "verl.plugins"):
