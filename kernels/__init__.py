@@ -1,1 +1,9 @@
-"""Triton kernels of grpokit, installed as ``grpokit.kernels``. None yet: losses run in eager torch."""
+"""Triton kernels of grpokit, installed as ``grpokit.kernels``: each file holds a kernel and its launch, no autograd.
+
+- `stats`: one read of the logits: log π of each target, entropy, and what the softmax of a row is made of.
+- `gradient`: one read and one write: ∂LOSS/∂logits from the two coefficients of a token.
+- `table`: block sizes and warps, by architecture.
+
+They import triton when they are imported, and nothing else of grpokit. With ``TRITON_INTERPRET=1`` in the environment
+before that they run on the CPU.
+"""

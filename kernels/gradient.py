@@ -1,0 +1,174 @@
+"""∂LOSS/∂logits from a token's two coefficients, in place or not: one read and one write, 4 bytes an element.
+
+With g = ∂LOSS/∂log π, h = ∂LOSS/∂H and p = softmax(z / τ),
+∂LOSS/∂z_v = (g (1[v = target] − p_v) − h p_v (log p_v + H)) / τ. Of an algorithm the kernel knows these two numbers a
+row. A row whose coefficients are 0, and a place that is not trained on, is only written.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .softmax import LN2, capped, exponents, row_of
+from .stats import rows
+from .table import choose
+
+
+@triton.jit
+def pulled(z, column, target, M, c, cap, g, a, b, HAS_ENTROPY: tl.constexpr, HAS_CAP: tl.constexpr):
+    """The gradient of some columns: 2^u (a + b u), u = z c − M, and g at the target."""
+    z = capped(z, cap, HAS_CAP)
+    u = exponents(z, c, M, HAS_ENTROPY)
+    pull = a
+    if HAS_ENTROPY:
+        pull = tl.fma(u, tl.zeros_like(u) + b, tl.zeros_like(u) + a)
+    dz = tl.exp2(u) * pull
+    dz = tl.where(column == target, dz + g, dz)
+    if HAS_CAP:
+        y = z / cap
+        dz = dz * (1.0 - y * y)
+    return dz
+
+
+@triton.jit
+def coefficients(g, h, H, log_sum, HAS_ENTROPY: tl.constexpr):
+    """a and b of `pulled`: p (−g − h (log p + H)) = 2^u (a + b u), as log p = (u − log2 Σ 2^u) ln 2."""
+    share = tl.exp2(-log_sum)
+    a = -g * share
+    b = 0.0 * share
+    if HAS_ENTROPY:
+        b = -h * LN2 * share
+        a = a - h * (H - log_sum * LN2) * share
+    return a, b
+
+
+@triton.jit(do_not_specialize=["length", "out_length", "first"])
+def gradient_kernel(
+    X,
+    OUT,
+    SLOTS,
+    TARGETS,
+    STATE,
+    ENTROPIES,
+    G,
+    H,
+    length,
+    stride_b,
+    stride_t,
+    out_length,
+    out_stride_b,
+    out_stride_t,
+    V,
+    first,
+    c,
+    cap,
+    inverse,
+    BLOCK: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    ALL: tl.constexpr,
+):
+    """A program a place; SLOTS says which row of the columns it is, or −1."""
+    place = tl.program_id(0).to(tl.int64)
+    row = row_of(X, place, length, stride_b, stride_t)
+    out = row_of(OUT, place, out_length, out_stride_b, out_stride_t)
+    i = place
+    if not ALL:
+        i = tl.load(SLOTS + place)
+    there = i >= 0
+    g = tl.load(G + i, mask=there, other=0.0) * inverse
+    h = 0.0
+    live = g != 0.0
+    if HAS_ENTROPY:
+        h = tl.load(H + i, mask=there, other=0.0) * inverse
+        live = live | (h != 0.0)
+    column = tl.arange(0, BLOCK)
+    whole = (V // BLOCK) * BLOCK
+    if live:
+        target = (tl.load(TARGETS + i) - first).to(tl.int32)
+        M = tl.load(STATE + 2 * i)
+        entropy = 0.0
+        if HAS_ENTROPY:
+            entropy = tl.load(ENTROPIES + i)
+        a, b = coefficients(g, h, entropy, tl.load(STATE + 2 * i + 1), HAS_ENTROPY)
+        for start in range(0, whole, BLOCK):
+            z = tl.load(row + start + column).to(tl.float32)
+            dz = pulled(z, start + column, target, M, c, cap, g, a, b, HAS_ENTROPY, HAS_CAP)
+            tl.store(out + start + column, dz.to(OUT.dtype.element_ty))
+        if whole < V:
+            mask = whole + column < V
+            z = tl.load(row + whole + column, mask=mask, other=float("-inf")).to(tl.float32)
+            dz = pulled(z, whole + column, target, M, c, cap, g, a, b, HAS_ENTROPY, HAS_CAP)
+            tl.store(out + whole + column, dz.to(OUT.dtype.element_ty), mask=mask)
+    else:
+        zeros = tl.zeros((BLOCK,), OUT.dtype.element_ty)
+        for start in range(0, whole, BLOCK):
+            tl.store(out + start + column, zeros)
+        if whole < V:
+            tl.store(out + whole + column, zeros, mask=whole + column < V)
+
+
+def gradient(
+    logits: torch.Tensor,
+    out: torch.Tensor,
+    places: torch.Tensor,
+    targets: torch.Tensor,
+    state: torch.Tensor,
+    entropies: torch.Tensor,
+    g: torch.Tensor,
+    h: torch.Tensor | None,
+    temperature: float,
+    softcap: float | None = None,
+    *,
+    first: int = 0,
+) -> None:
+    """Writes the gradient of every row of `out`, which may be the logits themselves.
+
+    Parameters
+    ----------
+    logits, places, targets, temperature, softcap, first
+        As in `grpokit.kernels.stats.stats`; rows that are not among the places become 0.
+    out : like logits
+        bf16, fp16 or fp32, of any row strides.
+    state, entropies : (N, 2) and (N,) fp32
+        What `stats` returned.
+    g, h : (N,) fp32
+        ∂LOSS/∂log π and ∂LOSS/∂H; None is 0 everywhere.
+    """
+    V = logits.shape[-1]
+    total = logits.numel() // V if V else 0
+    if not total:
+        return
+    n = len(places)
+    if not n:
+        out.zero_()
+        return
+    slots = places
+    if n < total:
+        slots = torch.full((total,), -1, dtype=torch.int64, device=logits.device)
+        slots.index_copy_(0, places, torch.arange(n, device=logits.device))
+    config = choose("gradient", logits.device)
+    gradient_kernel[(total,)](
+        logits,
+        out,
+        slots,
+        targets,
+        state,
+        entropies,
+        g,
+        g if h is None else h,
+        *rows(logits),
+        *rows(out),
+        V,
+        first,
+        math.log2(math.e) / temperature,
+        softcap or 1.0,
+        1.0 / temperature,
+        BLOCK=config.block,
+        HAS_ENTROPY=h is not None,
+        HAS_CAP=softcap is not None,
+        ALL=n == total,
+        num_warps=config.warps,
+    )
