@@ -54,10 +54,9 @@ def absorb(z, M, s, t, c, cap, VEC: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS
 
 @triton.jit
 def merge(M, s, t):
-    """The lanes' sums as the row's M, log2 Σ 2^u and Σ u 2^u / Σ 2^u; NaN where every logit is −∞."""
+    """The lanes' sums as the row's M, log2 Σ 2^u and Σ u 2^u / Σ 2^u."""
     most = tl.max(M, 0)
     lower = M - most
     scale = tl.exp2(lower)
     total = tl.sum(scale * s, 0)
-    total = tl.where(total > 0.0, total, float("nan"))
     return most, tl.log2(total), tl.sum(scale * (t + lower * s), 0) / total

@@ -17,13 +17,13 @@ from ._recipe import check_recipe
 from .door import Door, LossOutput, run
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
-from .vocabulary import Reader
+from .vocabulary import Reader, VocabularyShard
 
 if TYPE_CHECKING:
     from ._recipe import Recipe
     from .batch import TokenBatch
 
-__all__ = ["Coefficients", "LossOutput", "coefficients", "from_logits", "from_logps", "observe"]
+__all__ = ["Coefficients", "LossOutput", "VocabularyShard", "coefficients", "from_logits", "from_logps", "observe"]
 
 
 def from_logps(logps: Tensor, batch: TokenBatch, recipe: Recipe, **columns: Tensor) -> LossOutput:
@@ -72,6 +72,7 @@ def from_logits(
     recipe: Recipe,
     *,
     softcap: float | None = None,
+    shard: VocabularyShard | None = None,
     inplace: bool = False,
     kernel: str = "auto",
     **columns: Tensor,
@@ -86,6 +87,8 @@ def from_logits(
         As in `from_logps`; ``entropies`` are computed here.
     softcap : float, optional
         The model's soft-capping, if it has not done it: z becomes softcap · tanh(z / softcap).
+    shard : VocabularyShard, optional
+        Which columns of the vocabulary these are, where V is split over ranks; the loss is the same on each.
     inplace : bool
         Writes the gradient over the logits in the backward pass, which saves a tensor of their size. Whoever needs the
         logits afterwards, a second backward pass among them, gets torch's error for that.
@@ -110,7 +113,7 @@ def from_logits(
     With p = softmax(z / τ) and the coefficients g and h,
     ∂LOSS/∂z_v = (g (1[v = target] − p_v) − h p_v (log p_v + H)) / τ.
     """
-    reader = Reader(logits, batch, softcap=softcap, kernel=kernel)
+    reader = Reader(logits, batch, softcap=softcap, shard=shard, kernel=kernel)
     door = _columns_door(batch, tuple(columns), recipe)
     out = run(door, *reader.read(logits, inplace=inplace), *columns.values())
     out.metrics["kernel"] = reader.kernel
@@ -124,6 +127,7 @@ def observe(
     recipe: Recipe,
     *,
     softcap: float | None = None,
+    shard: VocabularyShard | None = None,
     kernel: str = "auto",
     **columns: Tensor,
 ) -> None:
@@ -136,7 +140,7 @@ def observe(
     ----------
     output : tensor
         What the loss will be given: logits (*part.shape, V) or log-probs, of shape `part.shape`.
-    part, recipe, softcap, kernel, **columns
+    part, recipe, softcap, shard, kernel, **columns
         As in `from_logps` and `from_logits`.
 
     Raises
@@ -152,7 +156,7 @@ def observe(
     if output.shape == part.shape:
         seen = Door(part, ("logps", *columns), recipe).read((output, *columns.values()))
     else:
-        read = Reader(output, part, softcap=softcap, kernel=kernel).read(output)
+        read = Reader(output, part, softcap=softcap, shard=shard, kernel=kernel).read(output)
         seen = _columns_door(part, tuple(columns), recipe).read((*read, *columns.values()))
     observed = part.whole.observed.setdefault(recipe, {})
     rows = part.rows

@@ -2,8 +2,8 @@
 
 In: logits of any layout, the places that count and their targets. Out: a column each. Two back ends do the same: eager
 torch, some rows at a time, in fp32 or wider; and the Triton kernels of `grpokit.kernels`. `token_stats` is a custom op
-with a derivative, so that a loss on its columns carries on to the logits; `TokenStatsInPlace` is the same where the
-gradient may overwrite them.
+with a derivative, so that a loss on its columns carries on to the logits; `TokenStats` is the same where the gradient
+may overwrite them, or where they are a shard of the vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,9 +27,52 @@ if TYPE_CHECKING:
     from .batch import TokenBatch
 
 KERNELS = ("auto", "eager", "two_kernel")
+# Of the logarithms in the state that a back end keeps of a row.
+BASE = {"eager": math.e, "two_kernel": 2.0}
 # Entries of the logits that eager torch works on at a time, in fp32 or wider: what a CPU's cache holds. A GPU takes 64
 # times as many, so that starting kernels costs nothing.
 CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class VocabularyShard:
+    """The columns of the vocabulary that this rank has, where the logits are split over the ranks of a group.
+
+    Parameters
+    ----------
+    first : int
+        The token id of this rank's first column.
+    vocabulary : int
+        How many columns all ranks have together.
+    group : torch.distributed.ProcessGroup, optional
+        Those ranks; all of them when not given. Each has the same batch, and gets the same loss.
+    """
+
+    first: int
+    vocabulary: int
+    group: Any = None
+
+    def combine(self, logps: Tensor, entropies: Tensor, state: Tensor, base: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole vocabulary's columns from those of each shard: one all-gather of four numbers a token.
+
+        With q_r the share of shard r, log π = log π_r + log q_r on the shard that has the target, and
+        H = Σ_r q_r (H_r − log q_r). `base` is that of the state's logarithms.
+        """
+        import torch.distributed as dist
+
+        mine = torch.stack([logps, entropies, *state.unbind(1)])
+        found = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(found, mine, group=self.group)
+        logp, H, shift, log_sum = torch.stack(found, 1)
+        most = shift.amax(0)
+        log_share = (shift - most + log_sum) * math.log(base)
+        total = log_share.logsumexp(0)
+        log_q = log_share - total
+        # A shard of −∞ alone takes no part; NaN passes.
+        empty = log_q == -torch.inf
+        entropies = torch.where(empty, 0.0, log_q.exp() * (H - log_q)).sum(0)
+        logps = torch.where(empty, -torch.inf, logp + log_q).amax(0)
+        return logps, entropies, torch.stack([most, total / math.log(base)], 1)
 
 
 class Reader:
@@ -40,7 +84,7 @@ class Reader:
         What will be read, or one like it.
     batch : TokenBatch
         Its targets, its layout and its temperature.
-    softcap, kernel
+    softcap, shard, kernel
         As in `grpokit.loss.from_logits`.
 
     Raises
@@ -51,24 +95,37 @@ class Reader:
         `token_type`.
     """
 
-    def __init__(self, logits: Tensor, batch: TokenBatch, *, softcap: float | None = None, kernel: str) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        batch: TokenBatch,
+        *,
+        softcap: float | None = None,
+        shard: VocabularyShard | None = None,
+        kernel: str = "auto",
+    ) -> None:
         check_floats("logits", logits, batch)
         if logits.dim() != len(batch.shape) + 1 or logits.shape[:-1] != batch.shape:
             expected = f"{(*batch.shape, 'V')}, a row for every place of the batch"
             raise error("token_shape", name="logits", given=tuple(logits.shape), expected=expected)
+        vocabulary = logits.shape[-1] if shard is None else shard.vocabulary
         for value in batch.target_range:
-            if not 0 <= value < logits.shape[-1] and batch.whole.live_tokens:
-                raise error("target_range", value=value, vocabulary=logits.shape[-1], last=logits.shape[-1] - 1)
+            if not 0 <= value < vocabulary and batch.whole.live_tokens:
+                raise error("target_range", value=value, vocabulary=vocabulary, last=vocabulary - 1)
         if softcap is not None and not 0 < softcap < math.inf:
             expected = "a number more than 0, or None"
             raise error("bad_parameter", owner="the loss", name="softcap", given=softcap, expected=expected)
-        self.batch, self.softcap, self.kernel = batch, softcap, backend(kernel, logits)
+        self.batch, self.softcap, self.shard, self.kernel = batch, softcap, shard, backend(kernel, logits)
 
     def read(self, logits: Tensor, *, inplace: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the live tokens, with a way back to the logits."""
-        how = self.batch.temperature, self.softcap, 0, self.kernel
-        stats = TokenStatsInPlace.apply if inplace else torch.ops.grpokit.token_stats
-        logps, entropies, _ = stats(logits, self.batch.live.index, self.batch.columns["targets"], *how)
+        first = 0 if self.shard is None else self.shard.first
+        how = self.batch.temperature, self.softcap, first, self.kernel
+        inputs = logits, self.batch.live.index, self.batch.columns["targets"], *how
+        if inplace or self.shard is not None:
+            logps, entropies, _ = TokenStats.apply(inplace, self.shard, *inputs)
+        else:
+            logps, entropies, _ = torch.ops.grpokit.token_stats(*inputs)
         return logps, entropies
 
 
@@ -174,7 +231,8 @@ def token_stats(
     entropies = torch.empty_like(logps)
     state = torch.empty((len(places), 2), dtype=dtype, device=logits.device)
     for at, z, _ in _chunks(logits, places, temperature, softcap):
-        most = z.amax(1)
+        # Finite, so that a row of −∞ has a sum of 0, as a shard of padding has; alone it makes log π NaN.
+        most = z.amax(1).clamp(min=torch.finfo(z.dtype).min)
         u = z.sub_(most[:, None])
         e = u.exp()
         total = e.sum(1)
@@ -319,22 +377,27 @@ def _backward(ctx: Any, g: Tensor | None, h: Tensor | None, _: None) -> tuple[Te
 token_stats.register_autograd(_backward, setup_context=_keep)
 
 
-class TokenStatsInPlace(torch.autograd.Function):
-    """`token_stats`, whose backward pass writes the gradient over the logits: no second tensor of their size."""
+class TokenStats(torch.autograd.Function):
+    """`token_stats` of a whole vocabulary of which the logits may be a shard, and whose gradient may overwrite them."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, inplace: bool, shard: VocabularyShard | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output: tuple[Tensor, Tensor, Tensor] = torch.ops.grpokit.token_stats(*inputs)
+        if shard is not None:
+            output = shard.combine(*output, BASE[inputs[-1]])
         _keep(ctx, inputs, output)
+        ctx.inplace = inplace
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor | None, h: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if not ctx.inplace:
+            return None, None, *_backward(ctx, g, h, None)
         # Reading them again after they were overwritten is torch's own error: their version says so.
         logits, places, targets, state, entropies = ctx.saved_tensors
         out = logits.detach()
         g = torch.zeros_like(entropies) if g is None else g.contiguous()
         _write(out, out, places, targets, state, entropies, g, None if h is None else h.contiguous(), *ctx.how)
         torch.autograd.graph.increment_version(logits)
-        return out, *(None,) * 6
+        return None, None, out, *(None,) * 6
