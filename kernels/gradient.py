@@ -17,19 +17,56 @@ from .table import choose
 
 
 @triton.jit
-def pulled(z, column, target, M, c, cap, g, a, b, HAS_ENTROPY: tl.constexpr, HAS_CAP: tl.constexpr):
-    """The gradient of some columns: 2^u (a + b u), u = z c − M, and g at the target."""
+def pulled(z, M, c, cap, a, b, HAS_ENTROPY: tl.constexpr, HAS_CAP: tl.constexpr):
+    """What the softmax has of the gradient of some columns: 2^u (a + b u), u = z c − M; and ∂capped z/∂z."""
     z = capped(z, cap, HAS_CAP)
     u = exponents(z, c, M, HAS_ENTROPY)
     pull = a
     if HAS_ENTROPY:
         pull = tl.fma(u, tl.zeros_like(u) + b, tl.zeros_like(u) + a)
-    dz = tl.exp2(u) * pull
-    dz = tl.where(column == target, dz + g, dz)
+    slope = 1.0
     if HAS_CAP:
-        y = z / cap
-        dz = dz * (1.0 - y * y)
-    return dz
+        y = z * (1.0 / cap)
+        slope = 1.0 - y * y
+    return tl.exp2(u) * pull, slope
+
+
+@triton.jit
+def edge(
+    row,
+    out,
+    start,
+    V,
+    target,
+    M,
+    c,
+    cap,
+    g,
+    a,
+    b,
+    BLOCK: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+):
+    """A block that may hold the target, or end after the row does."""
+    column = start + tl.arange(0, BLOCK)
+    mask = column < V
+    z = tl.load(row + column, mask=mask, other=float("-inf")).to(tl.float32)
+    dz, slope = pulled(z, M, c, cap, a, b, HAS_ENTROPY, HAS_CAP)
+    dz = tl.where(column == target, dz + g, dz) * slope
+    tl.store(out + column, dz.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def blocks(
+    row, out, start, end, M, c, cap, a, b, BLOCK: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS_CAP: tl.constexpr
+):
+    """Full blocks without the target: looking for it would cost two instructions for each element."""
+    column = tl.arange(0, BLOCK)
+    for at in range(start, end, BLOCK):
+        z = tl.load(row + at + column).to(tl.float32)
+        dz, slope = pulled(z, M, c, cap, a, b, HAS_ENTROPY, HAS_CAP)
+        tl.store(out + at + column, (dz * slope).to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -84,7 +121,6 @@ def gradient_kernel(
     if HAS_ENTROPY:
         h = tl.load(H + i, mask=there, other=0.0) * inverse
         live = live | (h != 0.0)
-    column = tl.arange(0, BLOCK)
     whole = (V // BLOCK) * BLOCK
     if live:
         target = (tl.load(TARGETS + i) - first).to(tl.int32)
@@ -93,16 +129,18 @@ def gradient_kernel(
         if HAS_ENTROPY:
             entropy = tl.load(ENTROPIES + i)
         a, b = coefficients(g, h, entropy, tl.load(STATE + 2 * i + 1), HAS_ENTROPY)
-        for start in range(0, whole, BLOCK):
-            z = tl.load(row + start + column).to(tl.float32)
-            dz = pulled(z, start + column, target, M, c, cap, g, a, b, HAS_ENTROPY, HAS_CAP)
-            tl.store(out + start + column, dz.to(OUT.dtype.element_ty))
+        # The block of the target is none of these where a shard does not have it, or the tail does.
+        here = whole
+        if (target >= 0) & (target < whole):
+            here = target // BLOCK * BLOCK
+        blocks(row, out, 0, here, M, c, cap, a, b, BLOCK, HAS_ENTROPY, HAS_CAP)
+        if here < whole:
+            edge(row, out, here, V, target, M, c, cap, g, a, b, BLOCK, HAS_ENTROPY, HAS_CAP)
+        blocks(row, out, here + BLOCK, whole, M, c, cap, a, b, BLOCK, HAS_ENTROPY, HAS_CAP)
         if whole < V:
-            mask = whole + column < V
-            z = tl.load(row + whole + column, mask=mask, other=float("-inf")).to(tl.float32)
-            dz = pulled(z, whole + column, target, M, c, cap, g, a, b, HAS_ENTROPY, HAS_CAP)
-            tl.store(out + whole + column, dz.to(OUT.dtype.element_ty), mask=mask)
+            edge(row, out, whole, V, target, M, c, cap, g, a, b, BLOCK, HAS_ENTROPY, HAS_CAP)
     else:
+        column = tl.arange(0, BLOCK)
         zeros = tl.zeros((BLOCK,), OUT.dtype.element_ty)
         for start in range(0, whole, BLOCK):
             tl.store(out + start + column, zeros)

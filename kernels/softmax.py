@@ -2,8 +2,8 @@
 
 Everything is in base 2: with c = log2(e) / temperature, u = z c − M is one fused multiply-add and 2^u one instruction.
 M, the largest z c, is rounded once and the same M is subtracted everywhere, so that its rounding cancels: logits around
-±300 lose nothing. Lanes of `VEC` neighbours, what a thread loads in 16 bytes, carry sums of their own; they meet once
-a row, not twice a block.
+±300 lose nothing. Lanes, one a thread, carry sums of their own: of what it has loaded, `VEC` neighbours in 16 bytes at
+a time. They meet once a row, not twice a block.
 """
 
 import triton
@@ -41,15 +41,15 @@ def exponents(z, c, M, HAS_ENTROPY: tl.constexpr):
 @triton.jit
 def absorb(z, M, s, t, c, cap, VEC: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS_CAP: tl.constexpr):
     """One block into the lanes' M, s = Σ 2^u and t = Σ u 2^u, u = z c − M."""
-    z = tl.reshape(capped(z, cap, HAS_CAP), (M.shape[0], VEC))
-    most = tl.maximum(M, tl.max(z, 1) * c)
-    u = exponents(z, c, most[:, None], HAS_ENTROPY)
+    z = tl.reshape(capped(z, cap, HAS_CAP), (z.shape[0] // (M.shape[0] * VEC), M.shape[0], VEC))
+    most = tl.maximum(M, tl.max(tl.max(z, 2), 0) * c)
+    u = exponents(z, c, most[None, :, None], HAS_ENTROPY)
     e = tl.exp2(u)
     lower = M - most
     scale = tl.exp2(lower)
     if HAS_ENTROPY:
-        t = scale * (t + lower * s) + tl.sum(e * u, 1)
-    return most, scale * s + tl.sum(e, 1), t
+        t = scale * (t + lower * s) + tl.sum(tl.sum(e * u, 2), 0)
+    return most, scale * s + tl.sum(tl.sum(e, 2), 0), t
 
 
 @triton.jit

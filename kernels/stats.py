@@ -31,6 +31,7 @@ def stats_kernel(
     cap,
     BLOCK: tl.constexpr,
     VEC: tl.constexpr,
+    LANES: tl.constexpr,
     STAGES: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_CAP: tl.constexpr,
@@ -39,9 +40,9 @@ def stats_kernel(
     i = tl.program_id(0).to(tl.int64)
     row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t)
     column = tl.arange(0, BLOCK)
-    M = tl.full((BLOCK // VEC,), LEAST, tl.float32)
-    s = tl.zeros((BLOCK // VEC,), tl.float32)
-    t = tl.zeros((BLOCK // VEC,), tl.float32)
+    M = tl.full((LANES,), LEAST, tl.float32)
+    s = tl.zeros((LANES,), tl.float32)
+    t = tl.zeros((LANES,), tl.float32)
     # Full blocks have no mask: it would cost an instruction for each element.
     whole = (V // BLOCK) * BLOCK
     for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
@@ -107,7 +108,7 @@ def stats(
     state = torch.empty((n, 2), dtype=torch.float32, device=logits.device)
     if n:
         length, stride_b, stride_t = rows(logits)
-        config = choose("stats", logits.device)
+        config, vec = choose("stats", logits.device), 16 // logits.element_size()
         stats_kernel[(n,)](
             logits,
             places,
@@ -123,7 +124,8 @@ def stats(
             math.log2(math.e) / temperature,
             softcap or 1.0,
             BLOCK=config.block,
-            VEC=16 // logits.element_size(),
+            VEC=vec,
+            LANES=min(32 * config.warps, config.block // vec),
             STAGES=config.stages,
             HAS_ENTROPY=entropy,
             HAS_CAP=softcap is not None,
