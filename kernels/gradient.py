@@ -175,23 +175,16 @@ def gradient(
     g, h : (N,) fp32
         ∂LOSS/∂log π and ∂LOSS/∂H; None is 0 everywhere.
     """
-    V = logits.shape[-1]
-    total = logits.numel() // V if V else 0
-    if not total:
-        return
-    n = len(places)
-    if not n:
+    total = logits[..., 0].numel()
+    if not len(places):
         out.zero_()
         return
-    slots = places
-    if n < total:
-        slots = torch.full((total,), -1, dtype=torch.int64, device=logits.device)
-        slots.index_copy_(0, places, torch.arange(n, device=logits.device))
+    slots = slots_of(places, logits)
     config = choose("gradient", logits.device)
     gradient_kernel[(total,)](
         logits,
         out,
-        slots,
+        places if slots is None else slots,
         targets,
         state,
         entropies,
@@ -199,7 +192,7 @@ def gradient(
         g if h is None else h,
         *rows(logits),
         *rows(out),
-        V,
+        logits.shape[-1],
         first,
         math.log2(math.e) / temperature,
         softcap or 1.0,
@@ -207,6 +200,15 @@ def gradient(
         BLOCK=config.block,
         HAS_ENTROPY=h is not None,
         HAS_CAP=softcap is not None,
-        ALL=n == total,
+        ALL=slots is None,
         num_warps=config.warps,
     )
+
+
+def slots_of(places: torch.Tensor, logits: torch.Tensor) -> torch.Tensor | None:
+    """For every place of the layout which of the ascending `places` it is, or −1; None where it is all of them."""
+    total = logits[..., 0].numel()
+    if len(places) == total:
+        return None
+    slots = torch.full((total,), -1, dtype=torch.int64, device=logits.device)
+    return slots.index_copy_(0, places, torch.arange(len(places), device=logits.device))

@@ -34,9 +34,9 @@ class Config:
 
 # Chosen for the instructions and registers that the compiler gives (benches/results/sass.md); not measured yet.
 TABLE = {
-    "sm_80": {"stats": Config(4096, 4), "gradient": Config(4096, 8)},
-    "sm_90": {"stats": Config(4096, 4), "gradient": Config(4096, 8)},
-    "sm_100": {"stats": Config(4096, 4), "gradient": Config(4096, 8)},
+    "sm_80": {"stats": Config(4096, 4), "gradient": Config(4096, 8), "sweep": Config(4096, 8)},
+    "sm_90": {"stats": Config(4096, 4), "gradient": Config(4096, 8), "sweep": Config(4096, 8)},
+    "sm_100": {"stats": Config(4096, 4), "gradient": Config(4096, 8), "sweep": Config(4096, 8)},
 }
 DEFAULT = "sm_90"
 
