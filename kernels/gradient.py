@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .softmax import LN2, capped, exponents, row_of
 from .stats import rows
-from .table import choose
+from .table import Config, choose
 
 
 @triton.jit
@@ -161,6 +161,7 @@ def gradient(
     softcap: float | None = None,
     *,
     first: int = 0,
+    config: Config | None = None,
 ) -> None:
     """Writes the gradient of every row of `out`, which may be the logits themselves.
 
@@ -174,13 +175,15 @@ def gradient(
         What `stats` returned.
     g, h : (N,) fp32
         ∂LOSS/∂log π and ∂LOSS/∂H; None is 0 everywhere.
+    config : Config, optional
+        Instead of the table's.
     """
     total = logits[..., 0].numel()
     if not len(places):
         out.zero_()
         return
     slots = slots_of(places, logits)
-    config = choose("gradient", logits.device)
+    config = config or choose("gradient", logits.device)
     gradient_kernel[(total,)](
         logits,
         out,

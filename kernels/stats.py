@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .softmax import LEAST, LN2, absorb, capped, merge, row_of
-from .table import choose
+from .table import Config, choose
 
 
 @triton.jit(do_not_specialize=["length", "first"])
@@ -75,6 +75,7 @@ def stats(
     *,
     first: int = 0,
     entropy: bool = True,
+    config: Config | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probs, entropies and the softmax's state of some rows.
 
@@ -94,6 +95,8 @@ def stats(
         The token id of the first column, in a shard of a vocabulary.
     entropy : bool
         Without it the entropies are not written.
+    config : Config, optional
+        Instead of the table's.
 
     Returns
     -------
@@ -108,7 +111,7 @@ def stats(
     state = torch.empty((n, 2), dtype=torch.float32, device=logits.device)
     if n:
         length, stride_b, stride_t = rows(logits)
-        config, vec = choose("stats", logits.device), 16 // logits.element_size()
+        config, vec = config or choose("stats", logits.device), 16 // logits.element_size()
         stats_kernel[(n,)](
             logits,
             places,

@@ -281,7 +281,7 @@ KINDS: dict[str, Kind] = {
     ),
     "no_kernel": Kind(
         InputError,
-        "kernel={kernel!r} cannot run: {why}. Take kernel='eager', or 'auto', which takes what there is.",
+        "{what} cannot run: {why}.{remedy}",
     ),
     "undeclared_column": Kind(
         InputError,

@@ -158,15 +158,16 @@ def backend(kernel: str, logits: Tensor) -> str:
                 "bad_parameter", owner="the environment", name="GRPOKIT_KERNEL", given=chosen, expected=expected
             )
         kernel = chosen
-    why = _why_not(logits)
+    why = why_no_kernel(logits)
     if kernel == "auto":
         return "eager" if why or not logits.is_cuda else "two_kernel"
     if kernel != "eager" and why:
-        raise error("no_kernel", kernel=kernel, why=why)
+        remedy = " Take kernel='eager', or 'auto', which takes what there is."
+        raise error("no_kernel", what=f"kernel={kernel!r}", why=why, remedy=remedy)
     return kernel
 
 
-def _why_not(logits: Tensor) -> str:
+def why_no_kernel(logits: Tensor) -> str:
     """Why the kernels cannot read these logits here; empty if they can."""
     if logits.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"the logits are {logits.dtype}, and the kernels read bf16, fp16 and fp32"
