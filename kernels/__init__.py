@@ -1,1 +1,1 @@
-"""Triton kernels of grpokit, installed as ``grpokit.kernels``. None yet: losses run in eager torch."""
+"""Triton kernels of grpokit, installed as ``grpokit.kernels``. They import nothing else of grpokit."""
