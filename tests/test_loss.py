@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import grpokit as gk
 from grpokit import loss as losses
+from grpokit import vocabulary
 from grpokit.objective.columns import where
 from grpokit.stages import Correct, Objective
 from tests.losses import (
@@ -146,7 +147,7 @@ def test_what_is_masked_does_not_matter(name):
 @pytest.mark.parametrize("chunk", [2**20, 5 * V])
 def test_logits_are_autograds_own_log_softmax(name, chunk, monkeypatch):
     """from_logits is from_logps through torch's log-softmax and entropy, however few rows it takes at a time."""
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(vocabulary, "CHUNK", chunk)
     d, r = table(5), ALL[name]
     batch, x = padded(d), d["logits"].clone().requires_grad_()
     logp = (x[d["mask"]] / TEMPERATURE).log_softmax(-1)

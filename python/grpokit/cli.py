@@ -1,4 +1,4 @@
-"""The command line: `grpokit train`, `filter`, `advantages`, `conform`, `recipes`.
+"""The command line: `grpokit train`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
 
 Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
 1 it ran and found something, 2 wrong use or unreadable input, 130 interrupted. Nothing here imports NumPy or torch
@@ -96,6 +96,21 @@ def _parser() -> argparse.ArgumentParser:
     add_verbs(verbs)
     add_verb(verbs)
 
+    tune = verbs.add_parser(
+        "tune",
+        help="time the Triton kernels on this GPU",
+        description="Times block sizes and warps of the Triton kernels on this GPU and writes the fastest to a file "
+        "that the environment variable GRPOKIT_KERNEL_TABLE may name. Without it a static table is used.",
+    )
+    tune.add_argument("-o", dest="output", metavar="FILE", required=True, help="the table, a JSON file")
+    tune.add_argument("--rows", type=int, default=4096, metavar="N", help="tokens (default: 4096)")
+    tune.add_argument("--vocabulary", type=int, default=151_936, metavar="V", help="columns (default: 151936)")
+    tune.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the logits")
+    tune.add_argument("--device", default="cuda", help="where (default: cuda)")
+    tune.add_argument("--overwrite", action="store_true", help="replace the file")
+    tune.add_argument("--json", action="store_true", help="print table and times as one JSON object")
+    tune.set_defaults(run=_tune)
+
     recipes = verbs.add_parser(
         "recipes", help="list the recipes, or explain one", description="Without a name: the recipes and their papers."
     )
@@ -143,6 +158,26 @@ def _train(typed: argparse.Namespace) -> None:
                 print(json.dumps(trainer.summary.to_dict()))
             else:
                 show(trainer.summary, sys.stdout)
+
+
+def _tune(typed: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import torch
+
+    from .tune import tune
+    from .whole_files import whole
+
+    with whole([Path(typed.output)], overwrite=typed.overwrite) as (place,):
+        found = tune(typed.rows, typed.vocabulary, getattr(torch, typed.dtype), typed.device)
+        place.write_text(json.dumps(found["table"], indent=1) + "\n", encoding="utf-8")
+    if typed.json:
+        print_json(**found)
+        return
+    for kernel, candidates in found["times"].items():
+        for number, one in enumerate(sorted(candidates, key=lambda x: x["seconds"])[:3]):
+            how = f"block {one['block']}, {one['warps']} warps, {one['stages']} stages"
+            print(f"{kernel if not number else '':<9} {one['seconds'] * 1e3:9.3f} ms  {how}")
 
 
 def _recipes(typed: argparse.Namespace) -> None:

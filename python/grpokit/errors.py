@@ -279,6 +279,10 @@ KINDS: dict[str, Kind] = {
         "a live target is {value}, the logits have {vocabulary} entries. Targets are token ids from 0 to {last}; "
         "mask positions that have none.",
     ),
+    "no_kernel": Kind(
+        InputError,
+        "{what} cannot run: {why}.{remedy}",
+    ),
     "undeclared_column": Kind(
         InputError,
         "{reader} touches {column!r} without declaring it. Add {column!r} to its `reads`.",

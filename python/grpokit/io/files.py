@@ -16,13 +16,13 @@ import numpy as np
 
 from grpokit.errors import GroupWarning, GrpokitError, error
 from grpokit.parameters import whole as whole_number
+from grpokit.whole_files import same_file, whole
 
 from .copying import Added, copy
 from .decide import WORDS, Decider, NotContiguousError, Verdicts
 from .formats import FORMATS
 from .jsonl import JsonLinesInput
 from .magic import LONGEST, why_not
-from .outputs import same_file, whole
 from .parquet import MAGIC, ParquetInput
 from .reading import Reading, in_words, placed, reading
 

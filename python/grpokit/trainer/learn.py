@@ -139,6 +139,7 @@ class Learner:
             out = gk.loss.from_logits(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
             out.loss.backward()  # type: ignore[no-untyped-call]
             log_weights += [] if out.log_weights is None else [out.log_weights]
+            del out.metrics["kernel"]
             for name, value in ({"loss": out.loss} | out.metrics).items():
                 metrics[name] = metrics.get(name, 0.0) + value.item()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), config.max_grad_norm)

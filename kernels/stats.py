@@ -1,0 +1,144 @@
+"""One read of the logits: log π of the target, the entropy, and the state of the row's softmax. 2 bytes an element.
+
+In: logits (T, V) or (B, T, V) of any row strides, bf16, fp16 or fp32; the places that count, and their targets. Out:
+one fp32 column each. One program owns a row; nothing depends on how many rows there are.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .softmax import LEAST, LN2, absorb, capped, merge, row_of
+from .table import Config, choose
+
+
+@triton.jit(do_not_specialize=["length", "first"])
+def stats_kernel(
+    X,
+    PLACES,
+    TARGETS,
+    LOGPS,
+    ENTROPIES,
+    STATE,
+    length,
+    stride_b,
+    stride_t,
+    V,
+    first,
+    c,
+    cap,
+    BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+):
+    """log π = (z c − M − log2 Σ 2^u) ln 2 and H = (log2 Σ 2^u − Σ u 2^u / Σ 2^u) ln 2."""
+    i = tl.program_id(0).to(tl.int64)
+    row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t)
+    column = tl.arange(0, BLOCK)
+    M = tl.full((LANES,), LEAST, tl.float32)
+    s = tl.zeros((LANES,), tl.float32)
+    t = tl.zeros((LANES,), tl.float32)
+    # Full blocks have no mask: it would cost an instruction for each element.
+    whole = (V // BLOCK) * BLOCK
+    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        z = tl.load(row + start + column).to(tl.float32)
+        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, HAS_CAP)
+    if whole < V:
+        z = tl.load(row + whole + column, mask=whole + column < V, other=float("-inf")).to(tl.float32)
+        if HAS_CAP:
+            # What is capped is finite: places beyond the row must not count as −cap.
+            z = tl.where(whole + column < V, capped(z, cap, HAS_CAP), float("-inf"))
+        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, False)
+    most, log_sum, mean = merge(M, s, t)
+    target = tl.load(TARGETS + i) - first
+    inside = (target >= 0) & (target < V)
+    z = capped(tl.load(row + target, mask=inside, other=0.0).to(tl.float32), cap, HAS_CAP)
+    logp = (tl.fma(z, c, -most) - log_sum) * LN2
+    tl.store(LOGPS + i, tl.where(inside, logp, float("-inf")))
+    tl.store(STATE + 2 * i, most)
+    tl.store(STATE + 2 * i + 1, log_sum)
+    if HAS_ENTROPY:
+        tl.store(ENTROPIES + i, (log_sum - mean) * LN2)
+
+
+def stats(
+    logits: torch.Tensor,
+    places: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    softcap: float | None = None,
+    *,
+    first: int = 0,
+    entropy: bool = True,
+    config: Config | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probs, entropies and the softmax's state of some rows.
+
+    Parameters
+    ----------
+    logits : (T, V) or (B, T, V)
+        bf16, fp16 or fp32, neighbours in the last dimension.
+    places : (N,) int64
+        The rows that count, numbered through.
+    targets : (N,) int64
+        Token ids; what lies outside of these V columns has log π = −∞.
+    temperature : float
+        What the logits are divided by.
+    softcap : float, optional
+        z becomes softcap · tanh(z / softcap) before that.
+    first : int
+        The token id of the first column, in a shard of a vocabulary.
+    entropy : bool
+        Without it the entropies are not written.
+    config : Config, optional
+        Instead of the table's.
+
+    Returns
+    -------
+    logps, entropies : (N,) fp32
+        In nats.
+    state : (N, 2) fp32
+        M and log2 Σ 2^(z c − M), of z c = z log2(e) / temperature.
+    """
+    n = len(places)
+    logps = torch.empty(n, dtype=torch.float32, device=logits.device)
+    entropies = torch.empty_like(logps)
+    state = torch.empty((n, 2), dtype=torch.float32, device=logits.device)
+    if n:
+        length, stride_b, stride_t = rows(logits)
+        config, vec = config or choose("stats", logits.device), 16 // logits.element_size()
+        stats_kernel[(n,)](
+            logits,
+            places,
+            targets,
+            logps,
+            entropies,
+            state,
+            length,
+            stride_b,
+            stride_t,
+            logits.shape[-1],
+            first,
+            math.log2(math.e) / temperature,
+            softcap or 1.0,
+            BLOCK=config.block,
+            VEC=vec,
+            LANES=min(32 * config.warps, config.block // vec),
+            STAGES=config.stages,
+            HAS_ENTROPY=entropy,
+            HAS_CAP=softcap is not None,
+            num_warps=config.warps,
+        )
+    return logps, entropies, state
+
+
+def rows(logits: torch.Tensor) -> tuple[int, int, int]:
+    """How `row_of` finds a row: the length of the inner dimension and the two strides."""
+    if logits.dim() == 2:
+        return 1, logits.stride(0), 0
+    return logits.shape[1], logits.stride(0), logits.stride(1)

@@ -1,0 +1,144 @@
+"""The autograd door of a loss: live columns in, a recipe's coefficients, and gradients back to what the caller gave.
+
+In: what carries a gradient, in the batch's layout, per sequence or as live columns. Out: a `LossOutput`, whose loss is
+one `torch.autograd.Function`. The coefficients are known before the backward pass; a door only carries them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._recipe import check_recipe
+from .batch import reserved
+from .equation import Coefficients, coefficients
+from .errors import error
+from .metrics import measure
+from .tokens import sum_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._recipe import Recipe
+    from .batch import TokenBatch
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss function returns.
+
+    Attributes
+    ----------
+    loss : 0-d tensor
+        To call `backward` on.
+    metrics : dict of 0-d tensors
+        Detached, on the device; see `grpokit.metrics.measure`. Where logits were read, ``kernel`` says what read them:
+        the one entry that is a str.
+    log_weights : (S',) tensor or None
+        log w = Σ_t log π / π_rollout of each sequence that has live tokens, detached: what `effective_sample_size` and
+        `ESSLearningRate` read. None where the batch has no `rollout_logps`.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Any]
+    log_weights: Tensor | None
+
+
+class Door:
+    """Reads live columns from what the caller gave, and writes gradients back into its layout.
+
+    Parameters
+    ----------
+    batch : TokenBatch
+        The batch, or a part of one.
+    names : tuple of str
+        What the inputs are called.
+    recipe : Recipe
+        What they are for.
+    live : int
+        How many of the inputs, the first ones, are columns of live tokens already.
+    """
+
+    def __init__(self, batch: TokenBatch, names: tuple[str, ...], recipe: Recipe, live: int = 0) -> None:
+        check_recipe(recipe)
+        self.batch, self.names, self.recipe, self.live = batch, names, recipe, live
+        for name in names:
+            if name in batch.columns:
+                raise error("column_twice", column=name)
+            if reserved(name) and name not in ("logps", "entropies"):
+                raise error("reserved_column", column=name, where="with the call")
+
+    def read(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The live columns, by name."""
+        given = dict(zip(self.names, inputs, strict=True))
+        for name, x in given.items():
+            check_floats(name, x, self.batch)
+        return {name: x if i < self.live else self.batch.column(name, x) for i, (name, x) in enumerate(given.items())}
+
+    def write(self, gradients: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+        """The gradient of each input; None where the recipe does not look at it."""
+        given = zip(self.names, inputs, strict=True)
+        return [
+            None
+            if name == "entropies" and not self.recipe.reads(name)
+            else self._scatter(gradients[name], x, i < self.live)
+            for i, (name, x) in enumerate(given)
+        ]
+
+    def _scatter(self, g: Tensor, x: Tensor, live: bool) -> Tensor:
+        if live:
+            return g
+        if x.shape != self.batch.shape:
+            return (sum_segments(g, self.batch.live.lengths) if x.dim() else g.sum()).to(x.dtype)
+        return g.new_zeros(x.numel()).index_copy_(0, self.batch.live.index, g).view(x.shape).to(x.dtype)
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, door: Door, loss_T: Tensor, gradients: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
+        ctx.door, ctx.gradients = door, gradients
+        ctx.save_for_backward(*inputs)
+        return loss_T.sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = {name: upstream * g for name, g in ctx.gradients.items()}
+        return None, None, None, *ctx.door.write(gradients, ctx.saved_tensors)
+
+
+def run(door: Door, *inputs: Tensor) -> LossOutput:
+    """The loss of the columns that the door reads."""
+    with torch.no_grad():
+        current = door.read(inputs)
+        result = resolve(door.batch, door.recipe, current)
+        metrics = measure(door.batch, door.recipe, current, result)
+        log_weights = sequence_log_weights(door.batch, current["logps"])
+    loss: Tensor = _Loss.apply(door, result.loss, result.gradients, *inputs)
+    return LossOutput(loss, metrics, log_weights)
+
+
+def sequence_log_weights(batch: TokenBatch, logps: Tensor) -> Tensor | None:
+    """What `LossOutput.log_weights` is."""
+    if "rollout_logps" not in batch.columns:
+        return None
+    lengths = batch.live.lengths
+    return sum_segments(logps.double() - batch.columns["rollout_logps"], lengths)[lengths > 0]
+
+
+def resolve(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:
+    """A part's coefficients: its own columns are enough, or they lie ready since the first pass, for one use."""
+    key = (batch.rows.start, batch.rows.stop), recipe
+    ready: Coefficients | None = batch.whole.ready.pop(key, None)
+    return coefficients(batch, recipe, current) if ready is None else ready
+
+
+def check_floats(name: str, x: Tensor, batch: TokenBatch) -> None:
+    """Refuses what is no tensor of floats where the batch is."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise error("token_type", name=name, given=getattr(x, "dtype", type(x)), expected="a tensor of floats")
+    if x.device != batch.device:
+        raise error("token_type", name=name, given=f"on {x.device}", expected=f"on {batch.device}, like targets")
