@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import grpokit as gk
 from grpokit import gates
@@ -84,3 +85,24 @@ def test_where_the_kernel_runs(monkeypatch):
     assert not gates.available(torch.device("cpu"))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert gates.available(torch.device("cpu"))
+
+
+def test_a_part_costs_no_other_kernel():
+    """Once the step is settled nothing is computed, read back or copied to launch the kernel."""
+    r, batch = recipe(gk.Clip(), (gk.IcePop(), gk.Veto(policy="current")), extra=BONUSES), padded(D)
+    made = lower(r, batch)
+    seen = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+            seen.append(function.overloadpacket.__name__)
+            return function(*arguments, **(kwargs or {}))
+
+    for part in batch.split(20):
+        now = {name: part.column(name, D[name][part.span]) for name in ("logps", "entropies")}
+        seen.clear()
+        with Seen():
+            arguments, *_ = gates.launch(made, part, r, now)
+        if part.rows.start:
+            assert set(seen) <= {"slice", "empty_like", "new_empty"}
+    assert arguments[0].shape == (part.live_tokens,)
