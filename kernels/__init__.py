@@ -2,6 +2,7 @@
 
 - `stats`: one read of the logits: log π of each target, entropy, and what the softmax of a row is made of.
 - `gradient`: one read and one write: ∂LOSS/∂logits from the two coefficients of a token.
+- `gates`: the objectives' closed forms. `coefficients`: a recipe's, for a sequence; its launch is in `grpokit.gates`.
 - `table`: block sizes and warps, by architecture.
 
 They import triton when they are imported, and nothing else of grpokit. With ``TRITON_INTERPRET=1`` in the environment

@@ -132,7 +132,7 @@ class _Settled:
 def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor, _Settled]:
     """Each token's contribution of one term, as a graph over the current columns, and what the term settled."""
     with torch.no_grad():
-        settled = _settle(batch, term, tokens)
+        settled = _settle_part(batch, term, tokens)
         dtype = tokens.logps.dtype
         weights, share = settled.weights.to(dtype), (term.scale * settled.share).to(dtype)
         factor = share if term.objective.folds or not term.weigh else share * weights
@@ -154,23 +154,29 @@ def _contribution(batch: TokenBatch, term: Term, tokens: Tokens) -> tuple[Tensor
     return contribution, settled
 
 
-def _settle(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
-    """What does not change with the policy is the whole batch's and made once; the rest is made of `tokens`."""
-    whole, late = batch.whole, batch.late(term)
+def settle(whole: TokenBatch, term: Term) -> _Settled:
+    """What of a term does not change with the policy: the whole batch's, made once."""
     key = _key(term)
     if key not in whole.settled:
         if whole.ranks is not None:
             raise error("not_synchronized", objective=type(term.objective).__name__, aggregate=term.aggregate)
         whole.settled[key] = _early(whole, term)
-    settled: _Settled = whole.settled[key]
+    found: _Settled = whole.settled[key]
+    return found
+
+
+def _settle_part(batch: TokenBatch, term: Term, tokens: Tokens) -> _Settled:
+    """What does not change with the policy is settled; the rest is made of `tokens`."""
+    whole, late = batch.whole, batch.late(term)
+    found = settle(whole, term)
     if batch is not whole:
-        settled = settled.part(batch)
+        found = found.part(batch)
     if not late:
-        return settled
-    weights, dropped = _weigh(settled.weights, settled.dropped, late, tokens, whole.ranks)
+        return found
+    weights, dropped = _weigh(found.weights, found.dropped, late, tokens, whole.ranks)
     if term.aggregate.over == "kept":
         return _shared(term, weights, dropped, tokens, whole.ranks)
-    return _Settled(weights, dropped, settled.share, _left(term, weights, tokens))
+    return _Settled(weights, dropped, found.share, _left(term, weights, tokens))
 
 
 def synchronize(batch: TokenBatch, recipe: Recipe, group: Any, *, average: bool) -> None:

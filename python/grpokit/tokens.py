@@ -54,6 +54,11 @@ class Segments:
         """(S + 1,): where each sequence starts, and the end; on the host."""
         return [0, *self.lengths.cumsum(0).tolist()]
 
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(S + 1,) int64: the same on the device."""
+        return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+
     def part(self, first: int, last: int, origin: int) -> Segments:
         """Sequences first to last - 1, their places counted from `origin`."""
         return Segments(self.index[self.starts[first] : self.starts[last]] - origin, self.lengths[first:last])
