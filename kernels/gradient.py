@@ -12,8 +12,12 @@ import triton
 import triton.language as tl
 
 from .softmax import LN2, capped, exponents, row_of
-from .stats import rows
+from .stats import aligned, rows
 from .table import choose
+
+# As in stats.py.
+NUMBERS = ["length", "stride_b", "stride_t", "out_length", "out_stride_b", "out_stride_t", "first"]
+ADDRESSES = ["X", "OUT", "SLOTS", "TARGETS", "STATE", "ENTROPIES", "G", "H"]
 
 
 @triton.jit
@@ -81,7 +85,7 @@ def coefficients(g, h, H, log_sum, HAS_ENTROPY: tl.constexpr):
     return a, b
 
 
-@triton.jit(do_not_specialize=["length", "out_length", "first"])
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=ADDRESSES)
 def gradient_kernel(
     X,
     OUT,
@@ -92,28 +96,26 @@ def gradient_kernel(
     G,
     H,
     length,
-    stride_b,
-    stride_t,
+    stride_b: tl.int64,
+    stride_t: tl.int64,
     out_length,
-    out_stride_b,
-    out_stride_t,
+    out_stride_b: tl.int64,
+    out_stride_t: tl.int64,
     V,
     first,
     c,
     cap,
     inverse,
     BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_CAP: tl.constexpr,
-    ALL: tl.constexpr,
 ):
     """A program a place; SLOTS says which row of the columns it is, or −1."""
     place = tl.program_id(0).to(tl.int64)
-    row = row_of(X, place, length, stride_b, stride_t)
-    out = row_of(OUT, place, out_length, out_stride_b, out_stride_t)
-    i = place
-    if not ALL:
-        i = tl.load(SLOTS + place)
+    row = row_of(X, place, length, stride_b, stride_t, ALIGNED)
+    out = row_of(OUT, place, out_length, out_stride_b, out_stride_t, ALIGNED)
+    i = tl.load(SLOTS + place)
     there = i >= 0
     g = tl.load(G + i, mask=there, other=0.0) * inverse
     h = 0.0
@@ -202,11 +204,11 @@ def gradient(
         V,
         first,
         math.log2(math.e) / temperature,
-        softcap or 1.0,
+        float(softcap or 1.0),
         1.0 / temperature,
         BLOCK=config.block,
+        ALIGNED=aligned(logits) and aligned(out),
         HAS_ENTROPY=h is not None,
         HAS_CAP=softcap is not None,
-        ALL=n == total,
         num_warps=config.warps,
     )
