@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow test-peers scoreboard bench bench-recipes bench-staleness docs fuzz format clean
+.PHONY: help setup train test test-rust test-python test-slow test-peers scoreboard sass bench bench-recipes bench-staleness docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  the slow and heavy checks (about an hour)"
 	@echo "make test-peers what is compared with TRL, verl and Liger, which are installed beside the project"
 	@echo "make scoreboard  the conformance kit over TRL, verl, Liger and grpokit, written to docs/scoreboard.md (about 10 minutes)"
+	@echo "make sass       what the compiler makes of the Triton kernels, written to benches/results (2 minutes, no GPU)"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
@@ -51,7 +52,7 @@ test-python: setup
 	$(BIN)/python -m mypy.stubtest grpokit._native
 	$(BIN)/python -m pytest -q
 
-test-slow: setup test-peers
+test-slow: setup test-peers .triton36/.installed
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/rows
 	$(BIN)/python -m pytest -q -m slow
 
@@ -63,8 +64,16 @@ test-peers: .peers/.installed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .peers --no-deps -r requirements-peers.txt
 	@touch .peers/.installed
 
+.triton36/.installed: requirements-triton36.txt .venv/.project
+	@rm -rf .triton36
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .triton36 --no-deps -r requirements-triton36.txt
+	@touch .triton36/.installed
+
 scoreboard: .peers/.installed
 	PYTHONPATH=.peers $(BIN)/python tools/scoreboard.py $(ARGS)
+
+sass: .triton36/.installed
+	$(BIN)/python tools/sass.py $(ARGS)
 
 bench: .peers/.installed
 	cargo build --quiet --release --package grpokit-core --example group_path
@@ -97,4 +106,4 @@ format: setup
 	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .peers .fuzz fuzz/target target dist python/grpokit/_native*.so
+	rm -rf .venv .peers .triton36 .fuzz fuzz/target target dist python/grpokit/_native*.so

@@ -12,8 +12,12 @@ import triton
 import triton.language as tl
 
 from .softmax import LN2, capped, exponents, row_of
-from .stats import rows
+from .stats import aligned, rows
 from .table import Config, choose
+
+# As in stats.py.
+NUMBERS = ["length", "stride_b", "stride_t", "out_length", "out_stride_b", "out_stride_t", "first"]
+ADDRESSES = ["X", "OUT", "SLOTS", "TARGETS", "STATE", "ENTROPIES", "G", "H"]
 
 
 @triton.jit
@@ -81,7 +85,7 @@ def coefficients(g, h, H, log_sum, HAS_ENTROPY: tl.constexpr):
     return a, b
 
 
-@triton.jit(do_not_specialize=["length", "out_length", "first"])
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=ADDRESSES)
 def gradient_kernel(
     X,
     OUT,
@@ -92,28 +96,26 @@ def gradient_kernel(
     G,
     H,
     length,
-    stride_b,
-    stride_t,
+    stride_b: tl.int64,
+    stride_t: tl.int64,
     out_length,
-    out_stride_b,
-    out_stride_t,
+    out_stride_b: tl.int64,
+    out_stride_t: tl.int64,
     V,
     first,
     c,
     cap,
     inverse,
     BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_CAP: tl.constexpr,
-    ALL: tl.constexpr,
 ):
     """A program a place; SLOTS says which row of the columns it is, or −1."""
     place = tl.program_id(0).to(tl.int64)
-    row = row_of(X, place, length, stride_b, stride_t)
-    out = row_of(OUT, place, out_length, out_stride_b, out_stride_t)
-    i = place
-    if not ALL:
-        i = tl.load(SLOTS + place)
+    row = row_of(X, place, length, stride_b, stride_t, ALIGNED)
+    out = row_of(OUT, place, out_length, out_stride_b, out_stride_t, ALIGNED)
+    i = tl.load(SLOTS + place)
     there = i >= 0
     g = tl.load(G + i, mask=there, other=0.0) * inverse
     h = 0.0
@@ -182,12 +184,11 @@ def gradient(
     if not len(places):
         out.zero_()
         return
-    slots = slots_of(places, logits)
     config = config or choose("gradient", logits.device)
     gradient_kernel[(total,)](
         logits,
         out,
-        places if slots is None else slots,
+        slots_of(places, logits),
         targets,
         state,
         entropies,
@@ -198,20 +199,20 @@ def gradient(
         logits.shape[-1],
         first,
         math.log2(math.e) / temperature,
-        softcap or 1.0,
+        float(softcap or 1.0),
         1.0 / temperature,
         BLOCK=config.block,
+        ALIGNED=aligned(logits) and aligned(out),
         HAS_ENTROPY=h is not None,
         HAS_CAP=softcap is not None,
-        ALL=slots is None,
         num_warps=config.warps,
     )
 
 
-def slots_of(places: torch.Tensor, logits: torch.Tensor) -> torch.Tensor | None:
-    """For every place of the layout which of the ascending `places` it is, or −1; None where it is all of them."""
+def slots_of(places: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """For every place of the layout which of the ascending `places` it is, or −1."""
     total = logits[..., 0].numel()
     if len(places) == total:
-        return None
+        return places
     slots = torch.full((total,), -1, dtype=torch.int64, device=logits.device)
     return slots.index_copy_(0, places, torch.arange(len(places), device=logits.device))

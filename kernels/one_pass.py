@@ -22,8 +22,12 @@ import triton.language as tl
 from .gates import estimate, token_gate
 from .gradient import coefficients, edge, pulled, slots_of
 from .softmax import LEAST, LN2, absorb, capped, exponents, merge, row_of
-from .stats import rows
+from .stats import aligned, rows
 from .table import Config, choose
+
+# As in stats.py.
+NUMBERS = ["length", "stride_b", "stride_t", "origin"]
+ADDRESSES = ["X", "PLACES", "TARGETS", "LOGPS", "ENTROPIES"]
 
 
 @triton.jit
@@ -126,7 +130,7 @@ def largest(z, column, V, cap, HAS_CAP: tl.constexpr):
     return tl.max(z, 0)
 
 
-@triton.jit(do_not_specialize=["length", "origin"])
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=ADDRESSES)
 def row_kernel(
     X,
     PLACES,
@@ -134,8 +138,8 @@ def row_kernel(
     LOGPS,
     ENTROPIES,
     length,
-    stride_b,
-    stride_t,
+    stride_b: tl.int64,
+    stride_t: tl.int64,
     V,
     origin,
     c,
@@ -151,6 +155,7 @@ def row_kernel(
     P,
     A: tl.constexpr,
     B: tl.constexpr,
+    ALIGNED: tl.constexpr,
     GATE: tl.constexpr,
     BASE: tl.constexpr,
     TERMS: tl.constexpr,
@@ -159,7 +164,7 @@ def row_kernel(
 ):
     """A cluster a live row. HAS_ENTROPY: entropies are asked for, and h may be other than 0."""
     i = tl.program_id(0).to(tl.int64)
-    row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t)
+    row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t, ALIGNED)
     target = tl.load(TARGETS + i)
     # Before anything is reduced: no block of the cluster has written yet.
     hit = tl.load(row + target).to(tl.float32)
@@ -207,7 +212,7 @@ def row_kernel(
         write(row, b, columns_b, V, target, M, c, cap, g, first, second, HAS_ENTROPY, HAS_CAP)
 
 
-@triton.jit(do_not_specialize=["length", "origin"])
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=ADDRESSES)
 def sweep_kernel(
     X,
     PLACES,
@@ -215,8 +220,8 @@ def sweep_kernel(
     LOGPS,
     ENTROPIES,
     length,
-    stride_b,
-    stride_t,
+    stride_b: tl.int64,
+    stride_t: tl.int64,
     V,
     origin,
     c,
@@ -241,7 +246,7 @@ def sweep_kernel(
 ):
     """A program a live row, in two sweeps: what the first one read last is what the second one reads first."""
     i = tl.program_id(0).to(tl.int64)
-    row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t)
+    row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t, VEC > 1)
     target = tl.load(TARGETS + i)
     hit = tl.load(row + target).to(tl.float32)
     target = target.to(tl.int32)
@@ -297,28 +302,37 @@ def sweep_kernel(
         tl.store(row + start + column, (dz * slope).to(X.dtype.element_ty), eviction_policy="evict_first")
 
 
-@triton.jit(do_not_specialize=["length"])
-def scale_kernel(X, SLOTS, UPSTREAM, length, stride_b, stride_t, V, ALL: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=NUMBERS[:3], do_not_specialize_on_alignment=["X", "SLOTS", "UPSTREAM"])
+def scale_kernel(
+    X,
+    SLOTS,
+    UPSTREAM,
+    length,
+    stride_b: tl.int64,
+    stride_t: tl.int64,
+    V,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program a place: live rows times the upstream gradient, unless that is 1."""
     place = tl.program_id(0).to(tl.int64)
     upstream = tl.load(UPSTREAM).to(tl.float32)
-    there = upstream != 1.0
-    if not ALL:
-        there = there & (tl.load(SLOTS + place) >= 0)
-    if there:
-        row = row_of(X, place, length, stride_b, stride_t)
+    if (upstream != 1.0) & (tl.load(SLOTS + place) >= 0):
+        row = row_of(X, place, length, stride_b, stride_t, ALIGNED)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)
             z = tl.load(row + column, mask=column < V, other=0.0).to(tl.float32)
             tl.store(row + column, (z * upstream).to(X.dtype.element_ty), mask=column < V)
 
 
-@triton.jit(do_not_specialize=["length"])
-def zero_kernel(X, SLOTS, length, stride_b, stride_t, V, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=NUMBERS[:3], do_not_specialize_on_alignment=["X", "SLOTS"])
+def zero_kernel(
+    X, SLOTS, length, stride_b: tl.int64, stride_t: tl.int64, V, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
+):
     """A program a place: 0 where nothing lives."""
     place = tl.program_id(0).to(tl.int64)
     if tl.load(SLOTS + place) < 0:
-        row = row_of(X, place, length, stride_b, stride_t)
+        row = row_of(X, place, length, stride_b, stride_t, ALIGNED)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)
             tl.store(row + column, tl.zeros((BLOCK,), X.dtype.element_ty), mask=column < V)
@@ -388,20 +402,21 @@ def one_pass(
     n, V = len(places), logits.shape[-1]
     logps = torch.empty(n, dtype=torch.float32, device=logits.device)
     entropies = torch.empty_like(logps)
+    where, is_aligned = rows(logits), aligned(logits)
     slots = slots_of(places, logits)
-    where = rows(logits)
-    if slots is not None:
-        zero_kernel[(len(slots),)](logits, slots, *where, V, BLOCK=4096, num_warps=8)
+    if n < len(slots):
+        zero_kernel[(len(slots),)](logits, slots, *where, V, ALIGNED=is_aligned, BLOCK=4096, num_warps=8)
     if n:
-        numbers = math.log2(math.e) / temperature, softcap or 1.0, 1.0 / temperature
+        numbers = math.log2(math.e) / temperature, float(softcap or 1.0), 1.0 / temperature
         given = logits, places, targets, logps, entropies, *where, V, origin, *numbers, *arguments
         how = {**formulas, "HAS_ENTROPY": entropy, "HAS_CAP": softcap is not None}
         if hold:
             a, b = tiles(V)
             blocks, warps = cluster(a + b)
-            row_kernel[(n,)](*given, A=a, B=b, **how, num_warps=warps, num_ctas=blocks)
+            row_kernel[(n,)](*given, A=a, B=b, ALIGNED=is_aligned, **how, num_warps=warps, num_ctas=blocks)
         else:
-            config, vec = config or choose("sweep", logits.device), 16 // logits.element_size()
+            config = config or choose("sweep", logits.device)
+            vec = 16 // logits.element_size() if is_aligned else 1
             lanes = min(32 * config.warps, config.block // vec)
             how |= {"BLOCK": config.block, "VEC": vec, "LANES": lanes, "num_warps": config.warps}
             sweep_kernel[(n,)](*given, **how)
@@ -410,16 +425,7 @@ def one_pass(
 
 def scale(logits: torch.Tensor, places: torch.Tensor, upstream: torch.Tensor) -> None:
     """The gradient times the upstream one, a 0-d tensor that stays on the device."""
-    total = logits[..., 0].numel()
     if len(places):
-        slots = slots_of(places, logits)
-        scale_kernel[(total,)](
-            logits,
-            places if slots is None else slots,
-            upstream,
-            *rows(logits),
-            logits.shape[-1],
-            ALL=slots is None,
-            BLOCK=4096,
-            num_warps=8,
-        )
+        slots, V = slots_of(places, logits), logits.shape[-1]
+        how = {"ALIGNED": aligned(logits), "BLOCK": 4096, "num_warps": 8}
+        scale_kernel[(len(slots),)](logits, slots, upstream, *rows(logits), V, **how)

@@ -2,8 +2,8 @@
 
 Everything is in base 2: with c = log2(e) / temperature, u = z c − M is one fused multiply-add and 2^u one instruction.
 M, the largest z c, is rounded once and the same M is subtracted everywhere, so that its rounding cancels: logits around
-±300 lose nothing. Lanes, one a thread, carry sums of their own: of what it has loaded, `VEC` neighbours in 16 bytes at
-a time. They meet once a row, not twice a block.
+±300 lose nothing. Lanes, one a thread, carry sums of their own: of what it loads, `VEC` neighbours at a time. They
+meet once a row, not twice a block.
 """
 
 import triton
@@ -16,9 +16,12 @@ LEAST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def row_of(X, place, length, stride_b, stride_t):
+def row_of(X, place, length, stride_b, stride_t, ALIGNED: tl.constexpr = False):
     """Where the row of a place starts, in (B, length, V) of any row strides; length is 1 in (T, V)."""
-    return X + (place // length) * stride_b + (place % length) * stride_t
+    row = X + (place // length) * stride_b + (place % length) * stride_t
+    if ALIGNED:
+        row = tl.multiple_of(row, 16)
+    return row
 
 
 @triton.jit

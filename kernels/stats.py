@@ -13,8 +13,12 @@ import triton.language as tl
 from .softmax import LEAST, LN2, absorb, capped, merge, row_of
 from .table import Config, choose
 
+# A launch has a variant for whether its rows are aligned, and for V; these numbers and addresses make no further ones.
+NUMBERS = ["length", "stride_b", "stride_t", "first"]
+ADDRESSES = ["X", "PLACES", "TARGETS", "LOGPS", "ENTROPIES", "STATE"]
 
-@triton.jit(do_not_specialize=["length", "first"])
+
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=ADDRESSES)
 def stats_kernel(
     X,
     PLACES,
@@ -23,8 +27,8 @@ def stats_kernel(
     ENTROPIES,
     STATE,
     length,
-    stride_b,
-    stride_t,
+    stride_b: tl.int64,
+    stride_t: tl.int64,
     V,
     first,
     c,
@@ -38,7 +42,7 @@ def stats_kernel(
 ):
     """log π = (z c − M − log2 Σ 2^u) ln 2 and H = (log2 Σ 2^u − Σ u 2^u / Σ 2^u) ln 2."""
     i = tl.program_id(0).to(tl.int64)
-    row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t)
+    row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t, VEC > 1)
     column = tl.arange(0, BLOCK)
     M = tl.full((LANES,), LEAST, tl.float32)
     s = tl.zeros((LANES,), tl.float32)
@@ -111,7 +115,9 @@ def stats(
     state = torch.empty((n, 2), dtype=torch.float32, device=logits.device)
     if n:
         length, stride_b, stride_t = rows(logits)
-        config, vec = config or choose("stats", logits.device), 16 // logits.element_size()
+        config = config or choose("stats", logits.device)
+        # Where a row may start anywhere its logits are loaded one by one, and a thread's are no neighbours.
+        vec = 16 // logits.element_size() if aligned(logits) else 1
         stats_kernel[(n,)](
             logits,
             places,
@@ -125,7 +131,7 @@ def stats(
             logits.shape[-1],
             first,
             math.log2(math.e) / temperature,
-            softcap or 1.0,
+            float(softcap or 1.0),
             BLOCK=config.block,
             VEC=vec,
             LANES=min(32 * config.warps, config.block // vec),
@@ -142,3 +148,9 @@ def rows(logits: torch.Tensor) -> tuple[int, int, int]:
     if logits.dim() == 2:
         return 1, logits.stride(0), 0
     return logits.shape[1], logits.stride(0), logits.stride(1)
+
+
+def aligned(logits: torch.Tensor) -> bool:
+    """Whether every row starts at a multiple of 16 bytes, as loading that many at a time needs."""
+    starts = logits.data_ptr(), *(logits.element_size() * stride for stride in logits.stride()[:-1])
+    return not any(start % 16 for start in starts)

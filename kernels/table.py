@@ -32,7 +32,10 @@ class Config:
     stages: int = 1
 
 
-# Chosen for the instructions and registers that the compiler gives (benches/results/sass.md); not measured yet.
+# Chosen by what the compiler gives (benches/results/sass.md), since nothing is measured on hardware yet: the fewest
+# instructions an element with half of an SM's warps or more, and with 48 KiB of loads under way in an SM (29 is what
+# 4.8 TB/s, 0.8 µs away, ask of 132 SMs). Stages would put the loads through shared memory, at half an instruction an
+# element for each.
 TABLE = {
     "sm_80": {"stats": Config(4096, 4), "gradient": Config(4096, 8), "sweep": Config(4096, 8)},
     "sm_90": {"stats": Config(4096, 4), "gradient": Config(4096, 8), "sweep": Config(4096, 8)},

@@ -60,7 +60,7 @@ def why_not(batch: TokenBatch, recipe: Recipe) -> str:
     if isinstance(plan, str):
         return plan
     if plan.formulas["SEQUENCE"] or plan.formulas["RULES"]:
-        return f"{recipe.name} has a gate of whole sequences or a weight of the current policy, and observe() was not called"
+        return f"{recipe.name} has a gate of whole sequences or a weight of the current policy: call observe() first"
     return ""
 
 
