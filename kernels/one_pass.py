@@ -70,20 +70,20 @@ def settle(
             k = k * of_token(n, weights)
         g = tl.where(k == 0, 0.0, k * slope)
         h = 0.0 * logp
-        for j in tl.static_range(len(TERMS)):
+        for j in tl.static_range(len(TERMS) // 3):
             k = of_token(n, shares[j + 1]) * scales[j]
             if extra_weights[j] is not None:
                 k = k * of_token(n, extra_weights[j])
-            if TERMS[j][0] == "Entropy":
+            if TERMS[3 * j] == "Entropy":
                 h += k
             else:
-                if TERMS[j][1] == "ref":
+                if TERMS[3 * j + 1] == "ref":
                     other = of_token(n, ref_logps)
-                elif TERMS[j][1] == "old":
+                elif TERMS[3 * j + 1] == "old":
                     other = old
                 else:
                     other = rollout
-                _, slope = estimate(logp - other, d, TERMS[j][0], TERMS[j][2])
+                _, slope = estimate(logp - other, d, tl.constexpr(TERMS[3 * j]), tl.constexpr(TERMS[3 * j + 2]))
                 g += tl.where(k == 0, 0.0, k * slope)
         return g, h
 
