@@ -1,0 +1,107 @@
+"""The loss from logits in one read and one write, where a row's own log π and entropy settle its coefficients.
+
+That is: a recipe whose gate and terms are of single tokens and whose weights are constants of the batch; and any recipe
+once every part was observed, since its coefficients are known then. The gradient is written over the logits in the
+forward pass, as if the upstream gradient were 1; the backward pass multiplies by what it is, unless it is 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import gates
+from .door import LossOutput, part_key, sequence_log_weights
+from .metrics import measure
+
+if TYPE_CHECKING:
+    from ._recipe import Recipe
+    from .batch import TokenBatch
+    from .equation import Coefficients
+
+
+def why_not(batch: TokenBatch, recipe: Recipe) -> str:
+    """Why a row does not settle its own coefficients; empty if it does."""
+    if part_key(batch, recipe) in batch.whole.ready:
+        return ""
+    plan = gates.lower(batch, recipe, _like(recipe, torch.empty(0)))
+    if isinstance(plan, str):
+        return plan
+    if plan.formulas["SEQUENCE"] or plan.formulas["RULES"]:
+        return f"{recipe.name} has a gate or a weight of whole sequences or of the current policy: observe() first"
+    return ""
+
+
+def _like(recipe: Recipe, logps: Tensor, entropies: Tensor | None = None) -> dict[str, Tensor]:
+    """The current columns that the kernel gives: entropies where the recipe has a use for them."""
+    entropies = logps if entropies is None else entropies
+    return {"logps": logps} | ({"entropies": entropies} if recipe.reads("entropies") else {})
+
+
+def loss(
+    logits: Tensor, batch: TokenBatch, recipe: Recipe, *, softcap: float | None = None, hold: bool
+) -> LossOutput:
+    """The loss, with its gradient in the logits' place.
+
+    Parameters
+    ----------
+    logits, batch, recipe, softcap
+        As in `grpokit.loss.from_logits`; the logits require a gradient and are overwritten.
+    hold : bool
+        Whether a row is kept in registers, or read twice.
+    """
+    from .kernels.one_pass import one_pass
+
+    with torch.no_grad():
+        ready: Coefficients | None = batch.whole.ready.pop(part_key(batch, recipe), None)
+        nothing: tuple[Any, ...] = (None,) * 4, None, None, (), (), (), ()
+        formulas: dict[str, Any] = {"GATE": None, "BASE": recipe.ratio, "TERMS": ()}
+        if ready is None:
+            plan = gates.lower(batch, recipe, _like(recipe, torch.empty(0)))
+            assert isinstance(plan, gates.Plan)
+            formulas = {name: plan.formulas[name] for name in formulas}
+            arguments = (), *gates.constants(plan, batch, recipe)
+        else:
+            g = ready.gradients["logps"].float()
+            arguments = (g, ready.gradients["entropies"].float() if recipe.reads("entropies") else g), *nothing
+        logps, entropies = one_pass(
+            logits.detach(),
+            batch.live.index,
+            batch.columns["targets"],
+            batch.temperature,
+            softcap,
+            formulas=formulas,
+            arguments=arguments,
+            origin=batch.at.start,
+            entropy=recipe.reads("entropies"),
+            hold=hold,
+        )
+        torch.autograd.graph.increment_version(logits)
+        current = _like(recipe, logps, entropies)
+        if ready is None:
+            loss_T, _, metrics = gates.run(plan, batch, recipe, current)
+        else:
+            loss_T, metrics = ready.loss, measure(batch, recipe, current, ready)
+        total = loss_T.sum().float()
+    return LossOutput(_Written.apply(logits, total, batch.live.index), metrics, sequence_log_weights(batch, logps))
+
+
+class _Written(torch.autograd.Function):
+    """A loss whose gradient is in the logits' place already."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, total: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, places)
+        return total.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        from .kernels.one_pass import scale
+
+        logits, places = ctx.saved_tensors
+        scale(logits.detach(), places, upstream)
+        torch.autograd.graph.increment_version(logits)
+        return logits.detach(), None, None
