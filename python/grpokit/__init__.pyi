@@ -3,6 +3,12 @@ from . import loss as loss
 from . import reference as reference
 from . import testing as testing
 from . import trainer as trainer
+from ._native import Groups as Groups
+from ._native import __version__ as __version__
+from ._recipe import Recipe as Recipe
+from ._recipe import Term as Term
+from ._recipe import recipe as recipe
+from ._recipe import recipe_names as recipe_names
 from .advantage import Given as Given
 from .advantage import GlobalNorm as GlobalNorm
 from .advantage import GreedyBaseline as GreedyBaseline
@@ -30,10 +36,6 @@ from .controllers import AdaptiveEntropy as AdaptiveEntropy
 from .controllers import AdaptiveKL as AdaptiveKL
 from .controllers import ESSLearningRate as ESSLearningRate
 from .controllers import effective_sample_size as effective_sample_size
-from .gdpo import GDPO as GDPO
-from .passk import PKPO as PKPO
-from .passk import PassKArgmax as PassKArgmax
-from .passk import PassKTraining as PassKTraining
 from .drift import OPSM as OPSM
 from .drift import DPPOMask as DPPOMask
 from .drift import M2POMask as M2POMask
@@ -43,13 +45,14 @@ from .errors import GrpokitError as GrpokitError
 from .errors import InputError as InputError
 from .errors import InputTypeError as InputTypeError
 from .errors import StateError as StateError
+from .gdpo import GDPO as GDPO
 from .lint import Finding as Finding
 from .log_probs import mismatch_stats as mismatch_stats
-from .mismatch import KPop as KPop
+from .minimum_variance import MinimumVarianceBaseline as MinimumVarianceBaseline
 from .mismatch import MIS as MIS
 from .mismatch import TIS as TIS
 from .mismatch import IcePop as IcePop
-from .minimum_variance import MinimumVarianceBaseline as MinimumVarianceBaseline
+from .mismatch import KPop as KPop
 from .mismatch_statistics import MismatchStats as MismatchStats
 from .objective import KL as KL
 from .objective import Clip as Clip
@@ -70,10 +73,9 @@ from .packing import Packing as Packing
 from .packing import Shares as Shares
 from .packing import balance as balance
 from .packing import pack as pack
-from ._recipe import Recipe as Recipe
-from ._recipe import Term as Term
-from ._recipe import recipe as recipe
-from ._recipe import recipe_names as recipe_names
+from .passk import PKPO as PKPO
+from .passk import PassKArgmax as PassKArgmax
+from .passk import PassKTraining as PassKTraining
 from .processed import GroupStats as GroupStats
 from .processed import GroupTable as GroupTable
 from .processed import Processed as Processed
@@ -106,10 +108,6 @@ from .shaping import KLPenalty as KLPenalty
 from .shaping import Overlong as Overlong
 from .shaping import overlong_penalty as overlong_penalty
 from .sketch import QuantileSketch as QuantileSketch
-from .staleness import LagStatistics as LagStatistics
-from .staleness import StalenessLedger as StalenessLedger
-from .staleness import TakenBatch as TakenBatch
-from .staleness import VersionSpan as VersionSpan
 from .stages import Advantage as Advantage
 from .stages import Aggregate as Aggregate
 from .stages import Correct as Correct
@@ -118,15 +116,24 @@ from .stages import Select as Select
 from .stages import Shape as Shape
 from .stages import Stage as Stage
 from .stages import register as register
+from .staleness import LagStatistics as LagStatistics
+from .staleness import StalenessLedger as StalenessLedger
+from .staleness import TakenBatch as TakenBatch
+from .staleness import VersionSpan as VersionSpan
 from .token_selection import ClipCov as ClipCov
 from .token_selection import M2POClip as M2POClip
 from .token_selection import S2TMask as S2TMask
 from .token_selection import TopCovariance as TopCovariance
 from .token_selection import TopEntropy as TopEntropy
-from ._native import Groups as Groups
-from ._native import __version__ as __version__
 
 __all__ = [
+    "GDPO",
+    "KL",
+    "MIS",
+    "OPSM",
+    "PKPO",
+    "TIS",
+    "WTRS",
     "AdaptiveEntropy",
     "AdaptiveKL",
     "Advantage",
@@ -147,7 +154,6 @@ __all__ = [
     "Entropy",
     "FileError",
     "Finding",
-    "GDPO",
     "GammaWeight",
     "GaussianGate",
     "GeometricClip",
@@ -166,7 +172,6 @@ __all__ = [
     "IcePop",
     "InputError",
     "InputTypeError",
-    "KL",
     "KLPenalty",
     "KPop",
     "LagStatistics",
@@ -175,7 +180,6 @@ __all__ = [
     "LengthBaseline",
     "M2POClip",
     "M2POMask",
-    "MIS",
     "MaxLag",
     "MaxVariance",
     "MeanBaseline",
@@ -184,10 +188,8 @@ __all__ = [
     "MismatchStats",
     "MixedPolicy",
     "NotTruncated",
-    "OPSM",
     "Objective",
     "Overlong",
-    "PKPO",
     "Packing",
     "PassKArgmax",
     "PassKTraining",
@@ -217,7 +219,6 @@ __all__ = [
     "Stage",
     "StalenessLedger",
     "StateError",
-    "TIS",
     "TakenBatch",
     "Term",
     "TokenBatch",
@@ -228,7 +229,6 @@ __all__ = [
     "VarianceQuantile",
     "VersionSpan",
     "Veto",
-    "WTRS",
     "advantages",
     "arithmetic",
     "balance",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import gates
 from ._recipe import check_recipe
 from .batch import reserved
 from .equation import Coefficients, coefficients
@@ -110,14 +111,20 @@ class _Loss(torch.autograd.Function):
         return None, None, None, *ctx.door.write(gradients, ctx.saved_tensors)
 
 
-def run(door: Door, *inputs: Tensor) -> LossOutput:
-    """The loss of the columns that the door reads."""
+def run(door: Door, *inputs: Tensor, fused: bool = False) -> LossOutput:
+    """The loss of the columns that the door reads; with `fused` by the gate kernel, where the recipe has one."""
+    batch, recipe = door.batch, door.recipe
     with torch.no_grad():
         current = door.read(inputs)
-        result = resolve(door.batch, door.recipe, current)
-        metrics = measure(door.batch, door.recipe, current, result)
-        log_weights = sequence_log_weights(door.batch, current["logps"])
-    loss: Tensor = _Loss.apply(door, result.loss, result.gradients, *inputs)
+        known = part_key(batch, recipe) in batch.whole.ready
+        plan = gates.lower(batch, recipe, current) if fused and not known else "eager torch"
+        if isinstance(plan, gates.Plan):
+            loss_T, gradients, metrics = gates.run(plan, batch, recipe, current)
+        else:
+            result = resolve(batch, recipe, current)
+            loss_T, gradients, metrics = result.loss, result.gradients, measure(batch, recipe, current, result)
+        log_weights = sequence_log_weights(batch, current["logps"])
+    loss: Tensor = _Loss.apply(door, loss_T, gradients, *inputs)
     return LossOutput(loss, metrics, log_weights)
 
 
@@ -131,9 +138,13 @@ def sequence_log_weights(batch: TokenBatch, logps: Tensor) -> Tensor | None:
 
 def resolve(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:
     """A part's coefficients: its own columns are enough, or they lie ready since the first pass, for one use."""
-    key = (batch.rows.start, batch.rows.stop), recipe
-    ready: Coefficients | None = batch.whole.ready.pop(key, None)
+    ready: Coefficients | None = batch.whole.ready.pop(part_key(batch, recipe), None)
     return coefficients(batch, recipe, current) if ready is None else ready
+
+
+def part_key(batch: TokenBatch, recipe: Recipe) -> tuple[tuple[int, int], Recipe]:
+    """By which `TokenBatch.ready` has a part's coefficients."""
+    return (batch.rows.start, batch.rows.stop), recipe
 
 
 def check_floats(name: str, x: Tensor, batch: TokenBatch) -> None:

@@ -286,24 +286,23 @@ def launch(
     plan: Plan, batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]
 ) -> tuple[tuple[Any, ...], Tensor, dict[str, Tensor], Tensor]:
     """The kernel's arguments, and what it writes: loss, gradients, and the metrics' sums per sequence."""
-    whole = batch.whole
-    policy, *extra = [settle(whole, term) for term in recipe.terms]
-    *constants, ref = [whole.columns[name].contiguous() if name else None for name in plan.columns]
+    whole, policy = batch.whole, settle(batch.whole, recipe.terms[0])
+    constants, ref, weights, shares, scales, extra_weights, numbers = step_arguments(plan, batch, recipe)
     now = {name: x.contiguous() for name, x in current.items()}
     loss, gradients = torch.empty_like(now["logps"]), {name: torch.empty_like(x) for name, x in now.items()}
     partials = loss.new_empty(batch.rows.stop - batch.rows.start, len(plan.metrics))
     arguments = (
         now["logps"],
         now.get("entropies"),
-        tuple(constants),
+        constants,
         ref,
-        policy.weights if policy.dropped else None,
+        weights,
         tuple(policy.dropped.values()),
-        (policy.share, *(found.share for found in extra)),
-        plan.scales,
-        tuple(found.weights if found.dropped else None for found in extra),
+        shares,
+        scales,
+        extra_weights,
         whole.live.offsets[batch.rows.start : batch.rows.stop + 1],
-        plan.numbers,
+        numbers,
         plan.limits,
         loss,
         gradients["logps"],
@@ -311,3 +310,19 @@ def launch(
         partials,
     )
     return arguments, loss, gradients, partials
+
+
+def step_arguments(plan: Plan, batch: TokenBatch, recipe: Recipe) -> tuple[Any, ...]:
+    """What the kernels are given of the whole step: constants, log π_ref, weights, shares, scales, weights, numbers."""
+    whole = batch.whole
+    policy, *extra = [settle(whole, term) for term in recipe.terms]
+    *constants, ref = [whole.columns[name].contiguous() if name else None for name in plan.columns]
+    return (
+        tuple(constants),
+        ref,
+        policy.weights if policy.dropped else None,
+        (policy.share, *(found.share for found in extra)),
+        plan.scales,
+        tuple(found.weights if found.dropped else None for found in extra),
+        plan.numbers,
+    )

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import one_pass
 from ._recipe import check_recipe
-from .door import Door, LossOutput, run
+from .door import Door, LossOutput, check_floats, run
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
-from .vocabulary import Reader, VocabularyShard
+from .vocabulary import ONE_PASS, Reader, VocabularyShard, backend
 
 if TYPE_CHECKING:
     from ._recipe import Recipe
@@ -63,7 +64,9 @@ def from_logps(logps: Tensor, batch: TokenBatch, recipe: Recipe, **columns: Tens
     >>> logps.grad
     tensor([[-1., -1.]])
     """
-    return run(Door(batch, ("logps", *columns), recipe), logps, *columns.values())
+    door = Door(batch, ("logps", *columns), recipe)
+    check_floats("logps", logps, batch)
+    return run(door, logps, *columns.values(), fused=backend("auto", logps) != "eager")
 
 
 def from_logits(
@@ -92,9 +95,11 @@ def from_logits(
     inplace : bool
         Writes the gradient over the logits in the backward pass, which saves a tensor of their size. Whoever needs the
         logits afterwards, a second backward pass among them, gets torch's error for that.
-    kernel : {"auto", "eager", "two_kernel"}
-        What reads and writes the logits: eager torch, or the Triton kernels of `grpokit.kernels`. "auto" is the kernels
-        on a CUDA device where they can run; the environment variable ``GRPOKIT_KERNEL`` may say otherwise.
+    kernel : {"auto", "eager", "two_kernel", "one_kernel", "one_kernel_l2"}
+        What reads and writes the logits: eager torch, or the Triton kernels of `grpokit.kernels`; see docs/kernels.md.
+        "auto" is the two kernels on a CUDA device where they can run; the environment variable ``GRPOKIT_KERNEL`` may
+        say otherwise. The two ways of one kernel write the gradient in the forward pass already, need ``inplace`` and
+        a recipe of single tokens or one that was observed; without a gradient they are the two kernels.
 
     Returns
     -------
@@ -114,9 +119,17 @@ def from_logits(
     ∂LOSS/∂z_v = (g (1[v = target] − p_v) − h p_v (log p_v + H)) / τ.
     """
     reader = Reader(logits, batch, softcap=softcap, shard=shard, kernel=kernel)
-    door = _columns_door(batch, tuple(columns), recipe)
-    out = run(door, *reader.read(logits, inplace=inplace), *columns.values())
-    out.metrics["kernel"] = reader.kernel
+    door, took = _columns_door(batch, tuple(columns), recipe), reader.kernel
+    if took in ONE_PASS:
+        one_pass.check(reader, logits, recipe, inplace=inplace, columns=tuple(columns))
+        if torch.is_grad_enabled() and logits.requires_grad:
+            out = one_pass.loss(logits, batch, recipe, softcap=softcap, hold=took == "one_kernel")
+            out.metrics["kernel"] = took
+            return out
+        took = "two_kernel"
+    read = reader.read(logits, inplace=inplace)
+    out = run(door, *read, *columns.values(), fused=took != "eager")
+    out.metrics["kernel"] = took
     return out
 
 
@@ -134,7 +147,8 @@ def observe(
     """First pass of two, for recipes that must see the current policy on the whole batch before any gradient.
 
     Once every part was observed, the whole batch's coefficients are known, and the loss of each part takes its own;
-    they are good for one use. Does nothing where `part.needs_whole(recipe)` is false.
+    they are good for one use. Does nothing where `part.needs_whole(recipe)` is false, unless `kernel` is one of those
+    that pass over the logits once: these take any recipe whose coefficients are known.
 
     Parameters
     ----------
@@ -149,7 +163,7 @@ def observe(
         Those of `from_logps` and `from_logits`.
     """
     check_recipe(recipe)
-    if not needs_first_pass(part, recipe):
+    if not needs_first_pass(part, recipe) and kernel not in ONE_PASS:
         return
     if not isinstance(output, Tensor):
         raise error("token_type", name="output", given=type(output), expected="logits or log-probs, a tensor")

@@ -14,12 +14,42 @@ from torch import Tensor
 
 from . import gates
 from .door import LossOutput, part_key, sequence_log_weights
+from .errors import error
 from .metrics import measure
 
 if TYPE_CHECKING:
     from ._recipe import Recipe
     from .batch import TokenBatch
     from .equation import Coefficients
+    from .vocabulary import Reader
+
+
+def check(reader: Reader, logits: Tensor, recipe: Recipe, *, inplace: bool, columns: tuple[str, ...]) -> None:
+    """Refuses what one pass cannot do, and says why.
+
+    Raises
+    ------
+    InputError
+        `no_kernel`.
+    """
+    from .kernels.one_pass import why_not_held
+
+    entropy = recipe.reads("entropies")
+    if not inplace:
+        why = "it writes the gradient over the logits, so it needs inplace=True"
+    elif reader.shard is not None:
+        why = "a row is not whole in a shard of the vocabulary"
+    elif columns:
+        why = f"the column {columns[0]!r} has a gradient of its own"
+    elif reader.kernel == "one_kernel" and logits.element_size() > 2:
+        why = f"rows of {logits.dtype} do not fit in registers: it reads bf16 and fp16"
+    elif reader.kernel == "one_kernel" and why_not_held(logits.shape[-1], entropy=entropy):
+        why = why_not_held(logits.shape[-1], entropy=entropy)
+    else:
+        why = why_not(reader.batch, recipe)
+    if why:
+        remedy = " Take kernel='two_kernel', or 'auto', which takes what there is."
+        raise error("no_kernel", what=f"kernel={reader.kernel!r}", why=why, remedy=remedy)
 
 
 def why_not(batch: TokenBatch, recipe: Recipe) -> str:
@@ -30,7 +60,7 @@ def why_not(batch: TokenBatch, recipe: Recipe) -> str:
     if isinstance(plan, str):
         return plan
     if plan.formulas["SEQUENCE"] or plan.formulas["RULES"]:
-        return f"{recipe.name} has a gate or a weight of whole sequences or of the current policy: observe() first"
+        return f"{recipe.name} has a gate of whole sequences or a weight of the current policy, and observe() was not called"
     return ""
 
 
@@ -40,32 +70,30 @@ def _like(recipe: Recipe, logps: Tensor, entropies: Tensor | None = None) -> dic
     return {"logps": logps} | ({"entropies": entropies} if recipe.reads("entropies") else {})
 
 
-def loss(
-    logits: Tensor, batch: TokenBatch, recipe: Recipe, *, softcap: float | None = None, hold: bool
-) -> LossOutput:
+def loss(logits: Tensor, batch: TokenBatch, recipe: Recipe, *, softcap: float | None = None, hold: bool) -> LossOutput:
     """The loss, with its gradient in the logits' place.
 
     Parameters
     ----------
     logits, batch, recipe, softcap
-        As in `grpokit.loss.from_logits`; the logits require a gradient and are overwritten.
+        As in `grpokit.loss.from_logits`, and as `check` allows; the logits require a gradient and are overwritten.
     hold : bool
         Whether a row is kept in registers, or read twice.
     """
     from .kernels.one_pass import one_pass
 
+    entropy = recipe.reads("entropies")
     with torch.no_grad():
         ready: Coefficients | None = batch.whole.ready.pop(part_key(batch, recipe), None)
-        nothing: tuple[Any, ...] = (None,) * 4, None, None, (), (), (), ()
-        formulas: dict[str, Any] = {"GATE": None, "BASE": recipe.ratio, "TERMS": ()}
-        if ready is None:
-            plan = gates.lower(batch, recipe, _like(recipe, torch.empty(0)))
-            assert isinstance(plan, gates.Plan)
-            formulas = {name: plan.formulas[name] for name in formulas}
-            arguments = (), *gates.constants(plan, batch, recipe)
-        else:
+        plan = gates.lower(batch, recipe, _like(recipe, torch.empty(0)))
+        if ready is not None:
             g = ready.gradients["logps"].float()
-            arguments = (g, ready.gradients["entropies"].float() if recipe.reads("entropies") else g), *nothing
+            known = g, ready.gradients["entropies"].float() if entropy else g
+            arguments: tuple[Any, ...] = known, (None,) * 4, None, None, (), (), (), ()
+            formulas = {"GATE": None, "BASE": recipe.ratio, "TERMS": ()}
+        elif isinstance(plan, gates.Plan):
+            arguments = (), *gates.step_arguments(plan, batch, recipe)
+            formulas = {name: plan.formulas[name] for name in ("GATE", "BASE", "TERMS")}
         logps, entropies = one_pass(
             logits.detach(),
             batch.live.index,
@@ -75,15 +103,15 @@ def loss(
             formulas=formulas,
             arguments=arguments,
             origin=batch.at.start,
-            entropy=recipe.reads("entropies"),
+            entropy=entropy,
             hold=hold,
         )
         torch.autograd.graph.increment_version(logits)
         current = _like(recipe, logps, entropies)
-        if ready is None:
-            loss_T, _, metrics = gates.run(plan, batch, recipe, current)
-        else:
+        if ready is not None:
             loss_T, metrics = ready.loss, measure(batch, recipe, current, ready)
+        elif isinstance(plan, gates.Plan):
+            loss_T, _, metrics = gates.run(plan, batch, recipe, current)
         total = loss_T.sum().float()
     return LossOutput(_Written.apply(logits, total, batch.live.index), metrics, sequence_log_weights(batch, logps))
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from .batch import TokenBatch
 
-KERNELS = ("auto", "eager", "two_kernel")
+ONE_PASS = ("one_kernel", "one_kernel_l2")
+KERNELS = ("auto", "eager", "two_kernel", *ONE_PASS)
 # Of the logarithms in the state that a back end keeps of a row.
 BASE = {"eager": math.e, "two_kernel": 2.0}
 # Entries of the logits that eager torch works on at a time, in fp32 or wider: what a CPU's cache holds. A GPU takes 64
@@ -120,7 +121,7 @@ class Reader:
     def read(self, logits: Tensor, *, inplace: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the live tokens, with a way back to the logits."""
         first = 0 if self.shard is None else self.shard.first
-        how = self.batch.temperature, self.softcap, first, self.kernel
+        how = self.batch.temperature, self.softcap, first, "eager" if self.kernel == "eager" else "two_kernel"
         inputs = logits, self.batch.live.index, self.batch.columns["targets"], *how
         if inplace or self.shard is not None:
             logps, entropies, _ = TokenStats.apply(inplace, self.shard, *inputs)
@@ -134,14 +135,14 @@ def backend(kernel: str, logits: Tensor) -> str:
 
     Parameters
     ----------
-    kernel : {"auto", "eager", "two_kernel"}
+    kernel : {"auto", "eager", "two_kernel", "one_kernel", "one_kernel_l2"}
         "auto" is the kernels on a CUDA device, where Triton is installed and the logits are bf16, fp16 or fp32.
     logits : tensor
         What it is for.
 
     Returns
     -------
-    {"eager", "two_kernel"}
+    {"eager", "two_kernel", "one_kernel", "one_kernel_l2"}
 
     Raises
     ------

@@ -1,0 +1,111 @@
+"""One pass over the logits is the two kernels: token-level recipes, and any recipe that was observed."""
+
+import math
+
+import pytest
+import torch
+
+from grpokit import InputError
+from grpokit import loss as losses
+from grpokit.kernels.one_pass import cluster, tiles, why_not_held
+from tests.losses import RECIPES, WEIGHED, cast, padded, same, table
+
+TOKENS = ("clip_sequence_mean", "luffy", "icepop_kept", "dual_constant")
+WHOLE = ("gspo_icepop", "vespo_folds_icepop", "weight_s2t", "kl_cov")
+KINDS = RECIPES | WEIGHED
+
+
+def few():
+    return cast(table(13, lengths=(4, 0, 3, 2)), torch.float32)
+
+
+def losses_of(d, r, kernel, upstream=1.0, *, observe=False, softcap=None, dtype=torch.bfloat16):
+    """The loss, the logits' gradient and the metrics, in two parts."""
+    leaf = d["logits"].to(dtype).requires_grad_()
+    total, metrics, parts = 0, {}, padded(d).split(8)
+    for part in parts if observe else ():
+        losses.observe(leaf[part.span], part, r, softcap=softcap, kernel=kernel)
+    for part in parts:
+        out = losses.from_logits(leaf[part.span] * 1, part, r, softcap=softcap, inplace=True, kernel=kernel)
+        assert out.metrics.pop("kernel") == kernel
+        (out.loss * upstream).backward()
+        total = total + out.loss.detach()
+        metrics = {name: metrics.get(name, 0) + x for name, x in out.metrics.items()}
+    return total, leaf.grad, metrics
+
+
+@pytest.mark.parametrize("softcap", [None, 9.0])
+@pytest.mark.parametrize("kernel", ["one_kernel", "one_kernel_l2"])
+@pytest.mark.parametrize("name", TOKENS + WHOLE)
+def test_one_pass_is_two_kernels(name, kernel, softcap):
+    d, observe = few(), name in WHOLE
+    for upstream in (1.0, -2.5):
+        found = losses_of(d, KINDS[name], kernel, upstream, observe=observe, softcap=softcap)
+        expected = losses_of(d, KINDS[name], "two_kernel", upstream, observe=observe, softcap=softcap)
+        same([found[0]], [expected[0]], 1e-6)
+        # bf16 is rounded once more where the upstream gradient is not 1.
+        same([found[1].float()], [expected[1].float()], 2**-7)
+        assert found[2].keys() >= expected[2].keys() - {"entropy"}
+        same([found[2][name] for name in found[2]], [expected[2][name] for name in found[2]], 1e-5)
+
+
+def test_fp32_is_swept_twice():
+    d = few()
+    found, expected = (
+        losses_of(d, RECIPES["dual_constant"], kernel, dtype=torch.float32)
+        for kernel in ("one_kernel_l2", "two_kernel")
+    )
+    same(found[:2], expected[:2], 1e-6)
+
+
+def test_overwritten_logits_are_not_used_again():
+    d = few()
+    leaf = d["logits"].bfloat16().requires_grad_()
+    x = leaf * 1
+    other = (x * x).sum()
+    out = losses.from_logits(x, padded(d), RECIPES["clip"], inplace=True, kernel="one_kernel")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+    out.loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.loss.backward()
+
+
+def test_without_a_gradient_the_logits_are_only_read():
+    d = few()
+    x = d["logits"].bfloat16()
+    before = x.clone()
+    out = losses.from_logits(x, padded(d), RECIPES["clip"], inplace=True, kernel="one_kernel")
+    assert out.metrics["kernel"] == "two_kernel"
+    assert torch.equal(x.nan_to_num(0), before.nan_to_num(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "words"),
+    [
+        ("clip", {"inplace": False}, "inplace=True"),
+        ("clip", {"dtype": torch.float32}, "bf16 and fp16"),
+        ("clip", {"values": torch.zeros(4, 4)}, "'values' has a gradient"),
+        ("gspo_icepop", {}, "observe"),
+        ("alone_Divergence", {}, "no closed form"),
+    ],
+)
+def test_what_one_pass_cannot_do(name, how, words):
+    d = few()
+    x = d["logits"].to(how.pop("dtype", torch.bfloat16)).requires_grad_()
+    with pytest.raises(InputError, match=words) as caught:
+        losses.from_logits(x, padded(d), KINDS[name], kernel="one_kernel", **({"inplace": True} | how))
+    assert caught.value.kind == "no_kernel"
+
+
+def test_rows_in_tiles():
+    for V in (1, 2, 3, 1000, 4097, 32_000, 50_257, 128_256, 151_936, 163_840):
+        a, b = tiles(V)
+        assert V <= a + b <= 2 * V
+        assert all(n == 0 or n & (n - 1) == 0 for n in (a, b))
+        blocks, warps = cluster(a + b)
+        assert (a + b) / (blocks * warps * 32) <= 40
+        assert math.log2(blocks).is_integer()
+        assert not why_not_held(V, entropy=False)
+    assert "163841 columns do not fit" in why_not_held(163_841, entropy=False)
+    assert "columns do not fit" in why_not_held(131_073, entropy=True)
