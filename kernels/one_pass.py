@@ -33,6 +33,16 @@ def of_token(i, column):
 
 
 @triton.jit
+def factor(n, share, weights):
+    """What a token's value is multiplied by. A denominator may be 0 for a token that its weight drops."""
+    k = of_token(n, share)
+    if weights is not None:
+        w = of_token(n, weights)
+        k = tl.where(w == 0, 0.0, k) * w
+    return k
+
+
+@triton.jit
 def settle(
     i,
     n,
@@ -65,15 +75,11 @@ def settle(
             off = tl.load(off_policy + n) != 0
         d = logp - rollout if BASE == "rollout" else logp - old
         _, slope = token_gate(d, logp, old, A, off, P, GATE)
-        k = of_token(n, shares[0])
-        if weights is not None:
-            k = k * of_token(n, weights)
+        k = factor(n, shares[0], weights)
         g = tl.where(k == 0, 0.0, k * slope)
         h = 0.0 * logp
         for j in tl.static_range(len(TERMS) // 3):
-            k = of_token(n, shares[j + 1]) * scales[j]
-            if extra_weights[j] is not None:
-                k = k * of_token(n, extra_weights[j])
+            k = factor(n, shares[j + 1], extra_weights[j]) * scales[j]
             if TERMS[3 * j] == "Entropy":
                 h += k
             else:
