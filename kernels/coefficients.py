@@ -21,28 +21,28 @@ def shown(gone, x):
 
 
 @triton.jit
-def weigh(u, logp, other, A, seen, low, high, RULE: tl.constexpr):
+def weigh(u, logp, other, A, seen, low, high, RULE: tl.constexpr, LEVEL: tl.constexpr):
     """A correction's weight, by u = log π / π_rollout of the token or by what was `seen` of its sequence."""
     n, total, least, most, drift = seen
-    if RULE[0] == "OPSM":
+    if RULE == "OPSM":
         x = tl.zeros_like(u) + mean(drift, n)
         return shown((A < 0) & (x > high), x)
-    elif RULE[0] == "DPPOMask":
+    elif RULE == "DPPOMask":
         far = tl.abs(tl.exp(logp) - tl.exp(other))
         return shown(((A > 0) & (logp > other) & (far > high)) | ((A < 0) & (logp < other) & (far > low)), far)
-    elif RULE[1] == "worst":
+    elif LEVEL == "worst":
         return shown((tl.zeros_like(u) + least < low) | (tl.zeros_like(u) + most > high), u)
     else:
-        if RULE[1] == "sequence":
+        if LEVEL == "sequence":
             u = tl.zeros_like(u) + total.to(tl.float32)
-        elif RULE[1] == "geometric":
+        elif LEVEL == "geometric":
             u = tl.zeros_like(u) + mean(total, n)
-        if RULE[0] == "truncate":
+        if RULE == "truncate":
             return bounded(ratio(u), low, high)
-        elif RULE[0] == "bound":
+        elif RULE == "bound":
             return tl.where((u < low) | (u > high), 0.0, ratio(u))
         else:
-            tl.static_assert(RULE[0] == "mask")
+            tl.static_assert(RULE == "mask")
             return shown((u < low) | (u > high), u)
 
 
@@ -127,12 +127,22 @@ def look(
             most = tl.where(there & (u > most), u, most)
             drift, x, k = tl.zeros_like(u), d, load(share, i, there)
             w = first_weight(weights, i, there, u)
-            for j in tl.static_range(len(RULES)):
-                other = old if RULES[j][2] == "old" else rollout
-                if RULES[j][1] == "token":
+            for j in tl.static_range(len(RULES) // 3):
+                other = old if RULES[3 * j + 2] == "old" else rollout
+                if RULES[3 * j + 1] == "token":
                     seen = (n, n, 0.0, 0.0, n)
-                    w *= weigh(u, logp, other, A, seen, limits[2 * j], limits[2 * j + 1], RULES[j])
-                elif RULES[j][1] == "drift":
+                    w *= weigh(
+                        u,
+                        logp,
+                        other,
+                        A,
+                        seen,
+                        limits[2 * j],
+                        limits[2 * j + 1],
+                        tl.constexpr(RULES[3 * j]),
+                        tl.constexpr(RULES[3 * j + 1]),
+                    )
+                elif RULES[3 * j + 1] == "drift":
                     drift = other - logp
             if GATE == "GeometricClip":
                 low, high = one_sided(A, P[0], P[1])
@@ -219,9 +229,19 @@ def coefficients(
         BLOCK,
     )
     level, pull = of_sequence(left, P, GATE)
-    for j in tl.static_range(len(RULES)):
-        if SEQUENCE and RULES[j][1] != "token":
-            pull *= weigh(level, level, level, level, seen, limits[2 * j], limits[2 * j + 1], RULES[j])
+    for j in tl.static_range(len(RULES) // 3):
+        if SEQUENCE and RULES[3 * j + 1] != "token":
+            pull *= weigh(
+                level,
+                level,
+                level,
+                level,
+                seen,
+                limits[2 * j],
+                limits[2 * j + 1],
+                tl.constexpr(RULES[3 * j]),
+                tl.constexpr(RULES[3 * j + 1]),
+            )
     pull = pull.to(tl.float32)
 
     told = (tl.zeros((BLOCK,), tl.float32),) * METRICS
@@ -233,9 +253,19 @@ def coefficients(
         gone = ()
         for j in tl.static_range(len(dropped)):
             gone += (load(dropped[j], i, there),)
-        for j in tl.static_range(len(RULES)):
-            other = old if RULES[j][2] == "old" else rollout
-            w_j = weigh(u, logp, other, A, seen, limits[2 * j], limits[2 * j + 1], RULES[j])
+        for j in tl.static_range(len(RULES) // 3):
+            other = old if RULES[3 * j + 2] == "old" else rollout
+            w_j = weigh(
+                u,
+                logp,
+                other,
+                A,
+                seen,
+                limits[2 * j],
+                limits[2 * j + 1],
+                tl.constexpr(RULES[3 * j]),
+                tl.constexpr(RULES[3 * j + 1]),
+            )
             w *= w_j
             gone += (w_j == 0,)
 
@@ -277,15 +307,15 @@ def coefficients(
             blocks += (w, w == 0) + gone
         told = add(told, blocks, there)
 
-        for j in tl.static_range(len(TERMS)):
+        for j in tl.static_range(len(TERMS) // 3):
             w = first_weight(extra_weights[j], i, there, u)
             k = tl.where(w == 0, 0.0, load(shares[j + 1], i, there) * scales[j]) * w
-            if TERMS[j][0] == "Entropy":
+            if TERMS[3 * j] == "Entropy":
                 value = H
                 h_t += k
             else:
-                other = ref if TERMS[j][1] == "ref" else (old if TERMS[j][1] == "old" else rollout)
-                value, slope = estimate(logp - other, d, TERMS[j][0], TERMS[j][2])
+                other = ref if TERMS[3 * j + 1] == "ref" else (old if TERMS[3 * j + 1] == "old" else rollout)
+                value, slope = estimate(logp - other, d, tl.constexpr(TERMS[3 * j]), tl.constexpr(TERMS[3 * j + 2]))
                 g_t += tl.where(w == 0, 0.0, k * slope)
             loss_t += tl.where(w == 0, 0.0, k * value)
         tl.store(loss + here, loss_t, mask=there)

@@ -37,6 +37,16 @@ def of_token(i, column):
 
 
 @triton.jit
+def factor(n, share, weights):
+    """What a token's value is multiplied by. A denominator may be 0 for a token that its weight drops."""
+    k = of_token(n, share)
+    if weights is not None:
+        w = of_token(n, weights)
+        k = tl.where(w == 0, 0.0, k) * w
+    return k
+
+
+@triton.jit
 def settle(
     i,
     n,
@@ -69,25 +79,21 @@ def settle(
             off = tl.load(off_policy + n) != 0
         d = logp - rollout if BASE == "rollout" else logp - old
         _, slope = token_gate(d, logp, old, A, off, P, GATE)
-        k = of_token(n, shares[0])
-        if weights is not None:
-            k = k * of_token(n, weights)
+        k = factor(n, shares[0], weights)
         g = tl.where(k == 0, 0.0, k * slope)
         h = 0.0 * logp
-        for j in tl.static_range(len(TERMS)):
-            k = of_token(n, shares[j + 1]) * scales[j]
-            if extra_weights[j] is not None:
-                k = k * of_token(n, extra_weights[j])
-            if TERMS[j][0] == "Entropy":
+        for j in tl.static_range(len(TERMS) // 3):
+            k = factor(n, shares[j + 1], extra_weights[j]) * scales[j]
+            if TERMS[3 * j] == "Entropy":
                 h += k
             else:
-                if TERMS[j][1] == "ref":
+                if TERMS[3 * j + 1] == "ref":
                     other = of_token(n, ref_logps)
-                elif TERMS[j][1] == "old":
+                elif TERMS[3 * j + 1] == "old":
                     other = old
                 else:
                     other = rollout
-                _, slope = estimate(logp - other, d, TERMS[j][0], TERMS[j][2])
+                _, slope = estimate(logp - other, d, tl.constexpr(TERMS[3 * j]), tl.constexpr(TERMS[3 * j + 2]))
                 g += tl.where(k == 0, 0.0, k * slope)
         return g, h
 

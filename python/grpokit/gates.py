@@ -119,7 +119,7 @@ class Plan:
     metrics : tuple of str
         Their names, in the kernel's order.
     formulas : dict
-        What is constexpr.
+        What is constexpr; of rules and extra terms three words each, one after another: Triton 3.6 nests no words.
     """
 
     numbers: tuple[float, ...]
@@ -210,8 +210,8 @@ def _lower(recipe: Recipe, constants: frozenset[str], entropies: bool) -> Plan |
         "BASE": recipe.ratio,
         "WEIGHED": bool(policy.weigh),
         "IN_RATIO": policy.dropped == "in_ratio",
-        "RULES": tuple(rule[0] for rule in rules if rule),
-        "TERMS": tuple(found for found in extra if found),
+        "RULES": tuple(word for rule in rules if rule for word in rule[0]),
+        "TERMS": tuple(word for found in extra if found for word in found),
         "SEQUENCE": sequence,
         "TWICE": sequence or any(rule[0][1] != "token" for rule in rules if rule),
         "METRICS": len(metrics),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grpokit import InputError
+from grpokit import KL, Entropy, InputError, Term
 from grpokit import loss as losses
 from grpokit.kernels.one_pass import cluster, tiles, why_not_held
 from tests.losses import RECIPES, WEIGHED, cast, padded, same, table
@@ -56,6 +56,16 @@ def test_fp32_is_swept_twice():
         for kernel in ("one_kernel_l2", "two_kernel")
     )
     same(found[:2], expected[:2], 1e-6)
+
+
+def test_a_sequence_that_is_dropped_whole_is_no_part_of_the_mean():
+    """Its denominator is 0."""
+    d = few()
+    d["rollout_logps"] = d["rollout_logps"] - 5 * (torch.arange(4) == 2)[:, None]
+    r = KINDS["icepop_kept"]
+    r = r.replace(extra=tuple(Term(o, 0.1, r.correct, r.aggregate) for o in (KL(), Entropy())))
+    found, expected = (losses_of(d, r, kernel) for kernel in ("one_kernel", "two_kernel"))
+    same([found[0], found[1].float()], [expected[0], expected[1].float()], 2**-7)
 
 
 def test_overwritten_logits_are_not_used_again():
