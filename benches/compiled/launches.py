@@ -125,7 +125,7 @@ def _one_pass(dtype="bf16", V=128_256, softcap=None, entropy=True, hold=True):
     logits = torch.zeros(2, V, dtype=DTYPES[dtype])
     ids, column, share = torch.arange(2), torch.zeros(2), torch.zeros(2, dtype=torch.float64)
     step = (column, None, column, None), column, None, (share, share), (0.5,), (None,), (-0.2, 0.2, float("inf"))
-    formulas = {"GATE": "Clip", "BASE": "old", "TERMS": (("k3", "ref", False),)}
+    formulas = {"GATE": "Clip", "BASE": "old", "TERMS": ("k3", "ref", False)}
     how = {"formulas": formulas, "arguments": ((), *step), "origin": 0, "entropy": entropy, "hold": hold}
     one_pass(logits, ids, ids, 0.9, softcap, **how)
 
