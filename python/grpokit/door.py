@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ._recipe import Recipe
     from .batch import TokenBatch
 
+# What is made of logits.
+MADE = ("logps", "entropies")
+
 
 @dataclass(frozen=True)
 class LossOutput:
@@ -69,7 +72,7 @@ class Door:
         for name in names:
             if name in batch.columns:
                 raise error("column_twice", column=name)
-            if reserved(name) and name not in ("logps", "entropies"):
+            if reserved(name) and name not in MADE:
                 raise error("reserved_column", column=name, where="with the call")
 
     def read(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -95,6 +98,14 @@ class Door:
         if x.shape != self.batch.shape:
             return (sum_segments(g, self.batch.live.lengths) if x.dim() else g.sum()).to(x.dtype)
         return g.new_zeros(x.numel()).index_copy_(0, self.batch.live.index, g).view(x.shape).to(x.dtype)
+
+
+def columns_door(batch: TokenBatch, made: int, names: tuple[str, ...], recipe: Recipe) -> Door:
+    """The door of the first `made` of log-probs and entropies, of live tokens, and of the caller's columns."""
+    for name in MADE:
+        if name in names:
+            raise error("reserved_column", column=name, where="with logits")
+    return Door(batch, (*MADE[:made], *names), recipe, live=made)
 
 
 class _Loss(torch.autograd.Function):
@@ -138,8 +149,14 @@ def sequence_log_weights(batch: TokenBatch, logps: Tensor) -> Tensor | None:
 
 def resolve(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:
     """A part's coefficients: its own columns are enough, or they lie ready since the first pass, for one use."""
-    ready: Coefficients | None = batch.whole.ready.pop(part_key(batch, recipe), None)
+    ready = take_ready(batch, recipe)
     return coefficients(batch, recipe, current) if ready is None else ready
+
+
+def take_ready(batch: TokenBatch, recipe: Recipe) -> Coefficients | None:
+    """A part's coefficients since the first pass, if there was one."""
+    ready: Coefficients | None = batch.whole.ready.pop(part_key(batch, recipe), None)
+    return ready
 
 
 def part_key(batch: TokenBatch, recipe: Recipe) -> tuple[tuple[int, int], Recipe]:

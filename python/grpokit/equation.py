@@ -20,7 +20,7 @@ from .ranks import Declared, Ranks
 from .tokens import ALWAYS, Normalizer, Segments, Tokens, missing, sum_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ._recipe import Recipe, Term
     from .batch import TokenBatch
@@ -56,6 +56,18 @@ class Coefficients:
         gradients = {name: x[at] for name, x in self.gradients.items()}
         dropped = {name: x[at] for name, x in self.dropped.items()}
         return Coefficients(self.loss[at], gradients, self.policy[at], self.weights[at], dropped)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Coefficients]) -> Coefficients:
+        """Those of several parts, one after the other."""
+        first = parts[0]
+        return cls(
+            torch.cat([x.loss for x in parts]),
+            {name: torch.cat([x.gradients[name] for x in parts]) for name in first.gradients},
+            torch.cat([x.policy for x in parts]),
+            torch.cat([x.weights for x in parts]),
+            {name: torch.cat([x.dropped[name] for x in parts]) for name in first.dropped},
+        )
 
 
 def coefficients(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:

@@ -283,6 +283,10 @@ KINDS: dict[str, Kind] = {
         InputError,
         "{what} cannot run: {why}.{remedy}",
     ),
+    "sharded_tensor": Kind(
+        InputTypeError,
+        "{name} is a DTensor, of which a shard is here. {remedy}",
+    ),
     "undeclared_column": Kind(
         InputError,
         "{reader} touches {column!r} without declaring it. Add {column!r} to its `reads`.",

@@ -1,4 +1,4 @@
-"""The loss of a recipe, from log-probs or from logits: doors to one `torch.autograd.Function`.
+"""The loss of a recipe, from log-probs, from logits or from hidden states.
 
 In: the model's output in the batch's layout, a `TokenBatch` or a part of one, a recipe. Out: a loss to call
 `backward` on, and metrics.
@@ -8,23 +8,34 @@ Over the parts of a split, losses, gradients and metrics add up to those of the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import one_pass
 from ._recipe import check_recipe
-from .door import Door, LossOutput, check_floats, run
+from .door import Door, LossOutput, check_floats, columns_door, run
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
+from .hidden_states import WORKSPACE_BYTES, from_hidden, read_columns
 from .vocabulary import ONE_PASS, Reader, VocabularyShard, backend
 
 if TYPE_CHECKING:
     from ._recipe import Recipe
     from .batch import TokenBatch
+    from .hidden_states import Provider
 
-__all__ = ["Coefficients", "LossOutput", "VocabularyShard", "coefficients", "from_logits", "from_logps", "observe"]
+__all__ = [
+    "Coefficients",
+    "LossOutput",
+    "VocabularyShard",
+    "coefficients",
+    "from_hidden",
+    "from_logits",
+    "from_logps",
+    "observe",
+]
 
 
 def from_logps(logps: Tensor, batch: TokenBatch, recipe: Recipe, **columns: Tensor) -> LossOutput:
@@ -119,7 +130,7 @@ def from_logits(
     ∂LOSS/∂z_v = (g (1[v = target] − p_v) − h p_v (log p_v + H)) / τ.
     """
     reader = Reader(logits, batch, softcap=softcap, shard=shard, kernel=kernel)
-    door, took = _columns_door(batch, tuple(columns), recipe), reader.kernel
+    door, took = columns_door(batch, 2, tuple(columns), recipe), reader.kernel
     if took in ONE_PASS:
         one_pass.check(reader, logits, recipe, inplace=inplace, columns=tuple(columns))
         if torch.is_grad_enabled() and logits.requires_grad:
@@ -139,8 +150,11 @@ def observe(
     part: TokenBatch,
     recipe: Recipe,
     *,
+    weight: Tensor | None = None,
     softcap: float | None = None,
     shard: VocabularyShard | None = None,
+    workspace_bytes: int = WORKSPACE_BYTES,
+    provider: Provider | None = None,
     kernel: str = "auto",
     **columns: Tensor,
 ) -> None:
@@ -153,25 +167,32 @@ def observe(
     Parameters
     ----------
     output : tensor
-        What the loss will be given: logits (*part.shape, V) or log-probs, of shape `part.shape`.
-    part, recipe, softcap, shard, kernel, **columns
-        As in `from_logps` and `from_logits`.
+        What the loss will be given: logits (*part.shape, V), log-probs, of shape `part.shape`, or with a weight hidden
+        states (*part.shape, H).
+    weight : (V, H), optional
+        The LM head's, for hidden states.
+    part, recipe, softcap, shard, workspace_bytes, provider, kernel, **columns
+        As in `from_logps`, `from_logits` and `from_hidden`.
 
     Raises
     ------
     InputError, InputTypeError
-        Those of `from_logps` and `from_logits`.
+        Those of `from_logps`, `from_logits` and `from_hidden`.
     """
     check_recipe(recipe)
     if not needs_first_pass(part, recipe) and kernel not in ONE_PASS:
         return
     if not isinstance(output, Tensor):
         raise error("token_type", name="output", given=type(output), expected="logits or log-probs, a tensor")
-    if output.shape == part.shape:
+    if weight is not None:
+        how: dict[str, Any] = {"softcap": softcap, "workspace_bytes": workspace_bytes, "kernel": kernel}
+        read = read_columns(output, weight, part, provider=provider, **how)
+        seen = columns_door(part, len(read), tuple(columns), recipe).read((*read, *columns.values()))
+    elif output.shape == part.shape:
         seen = Door(part, ("logps", *columns), recipe).read((output, *columns.values()))
     else:
         read = Reader(output, part, softcap=softcap, shard=shard, kernel=kernel).read(output)
-        seen = _columns_door(part, tuple(columns), recipe).read((*read, *columns.values()))
+        seen = columns_door(part, 2, tuple(columns), recipe).read((*read, *columns.values()))
     observed = part.whole.observed.setdefault(recipe, {})
     rows = part.rows
     # Another split begins anew where it overlaps what was seen.
@@ -190,11 +211,3 @@ def observe(
     for span in spans:
         part.whole.ready[span, recipe] = result.part(observed[span][0])
     del part.whole.observed[recipe]
-
-
-def _columns_door(batch: TokenBatch, names: tuple[str, ...], recipe: Recipe) -> Door:
-    """The door of log-probs and entropies that were made of logits."""
-    for name in ("logps", "entropies"):
-        if name in names:
-            raise error("reserved_column", column=name, where="with logits")
-    return Door(batch, ("logps", "entropies", *names), recipe, live=2)

@@ -109,13 +109,7 @@ class Reader:
         if logits.dim() != len(batch.shape) + 1 or logits.shape[:-1] != batch.shape:
             expected = f"{(*batch.shape, 'V')}, a row for every place of the batch"
             raise error("token_shape", name="logits", given=tuple(logits.shape), expected=expected)
-        vocabulary = logits.shape[-1] if shard is None else shard.vocabulary
-        for value in batch.target_range:
-            if not 0 <= value < vocabulary and batch.whole.live_tokens:
-                raise error("target_range", value=value, vocabulary=vocabulary, last=vocabulary - 1)
-        if softcap is not None and not 0 < softcap < math.inf:
-            expected = "a number more than 0, or None"
-            raise error("bad_parameter", owner="the loss", name="softcap", given=softcap, expected=expected)
+        check_numbers(batch, logits.shape[-1] if shard is None else shard.vocabulary, softcap)
         self.batch, self.softcap, self.shard, self.kernel = batch, softcap, shard, backend(kernel, logits)
 
     def read(self, logits: Tensor, *, inplace: bool = False) -> tuple[Tensor, Tensor]:
@@ -128,6 +122,16 @@ class Reader:
         else:
             logps, entropies, _ = torch.ops.grpokit.token_stats(*inputs)
         return logps, entropies
+
+
+def check_numbers(batch: TokenBatch, vocabulary: int, softcap: float | None) -> None:
+    """Refuses targets beyond the vocabulary, and a soft cap that is none."""
+    for value in batch.target_range:
+        if not 0 <= value < vocabulary and batch.whole.live_tokens:
+            raise error("target_range", value=value, vocabulary=vocabulary, last=vocabulary - 1)
+    if softcap is not None and not 0 < softcap < math.inf:
+        expected = "a number more than 0, or None"
+        raise error("bad_parameter", owner="the loss", name="softcap", given=softcap, expected=expected)
 
 
 def backend(kernel: str, logits: Tensor) -> str:
@@ -287,7 +291,7 @@ def logits_gradient(
         ∂LOSS/∂log π and ∂LOSS/∂H; None is 0.
     """
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    _write(out, logits, places, targets, state, entropies, g, h, temperature, softcap, first, kernel)
+    write_gradient(out, logits, places, targets, state, entropies, g, h, temperature, softcap, first, kernel)
     return out
 
 
@@ -296,7 +300,7 @@ def _(logits: Tensor, *rest: Any, **more: Any) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def _write(
+def write_gradient(
     out: Tensor,
     logits: Tensor,
     places: Tensor,
@@ -327,17 +331,17 @@ def _write(
         dz = log_p.exp_().mul_(pull)
         target, inside = _columns(targets[at], first, logits.shape[-1])
         dz.scatter_add_(1, target[:, None], torch.where(inside, g[at], 0.0)[:, None])
-        out[_rows(places[at], out)] = dz.mul_(slope).to(out.dtype)
+        out[rows_at(places[at], out)] = dz.mul_(slope).to(out.dtype)
 
 
 def _chunks(
     logits: Tensor, places: Tensor, temperature: float, softcap: float | None
 ) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
     """Some rows at a time: where they are, the logits as the softmax takes them, and their slope by the given ones."""
-    rows = max(1, CHUNK * (64 if logits.is_cuda else 1) // max(1, logits.shape[-1]))
+    rows = at_a_time(logits)
     for start in range(0, len(places), rows):
         at = slice(start, start + rows)
-        z = logits[_rows(places[at], logits)]
+        z = logits[rows_at(places[at], logits)]
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         slope: Tensor | float = 1 / temperature
         if softcap is not None:
@@ -346,7 +350,12 @@ def _chunks(
         yield at, z.div_(temperature), slope
 
 
-def _rows(places: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+def at_a_time(logits: Tensor) -> int:
+    """How many rows eager torch works on at a time."""
+    return max(1, CHUNK * (64 if logits.is_cuda else 1) // max(1, logits.shape[-1]))
+
+
+def rows_at(places: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
     """The index of some rows. By (row, column): logits[:, :-1] is no copy of the logits, and must not become one."""
     return (places,) if logits.dim() == 2 else (places // logits.shape[1], places % logits.shape[1])
 
@@ -400,6 +409,6 @@ class TokenStats(torch.autograd.Function):
         logits, places, targets, state, entropies = ctx.saved_tensors
         out = logits.detach()
         g = torch.zeros_like(entropies) if g is None else g.contiguous()
-        _write(out, out, places, targets, state, entropies, g, None if h is None else h.contiguous(), *ctx.how)
+        write_gradient(out, out, places, targets, state, entropies, g, None if h is None else h.contiguous(), *ctx.how)
         torch.autograd.graph.increment_version(logits)
         return None, None, out, *(None,) * 6
