@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("with_*.py"))
 NUMBER = r"-?\d+\.\d+(?:e-\d+)?"
 
 
