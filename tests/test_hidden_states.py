@@ -205,6 +205,7 @@ def call(x=X, w=W, r=None, batch=ONES, **more):
         (lambda: call(softcap=-1.0), "bad_parameter", "softcap=-1.0"),
         (lambda: call(kernel="fast"), "bad_parameter", "kernel='fast'"),
         (lambda: call(kernel="two_kernel"), "no_kernel", "cpu"),
+        (lambda: call(kernel="one_kernel"), "no_kernel", "cpu"),
         (lambda: call(r="dapo"), "bad_parameter", "a grpokit.Recipe"),
         (lambda: call(entropies=X[..., 0]), "reserved_column", "entropies"),
         (lambda: call(logps=X[..., 0]), "reserved_column", "logps"),
@@ -237,3 +238,5 @@ def test_what_is_refused_in_the_first_pass():
         losses.observe(d["hidden"][part.span], part, BATCH, weight=weight[:, :2])
     with pytest.raises(gk.InputError, match="workspace_bytes=1;"):
         losses.observe(d["hidden"][part.span], part, BATCH, weight=weight, workspace_bytes=1)
+    with pytest.raises(gk.InputError, match="give the whole weight"):
+        losses.observe(d["hidden"][part.span], part, BATCH, weight=weight, shard=losses.VocabularyShard(0, V))

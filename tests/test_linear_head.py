@@ -1,10 +1,5 @@
 """How many products the loss from hidden states takes, of which rows, how much memory, and what is rounded."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -181,25 +176,3 @@ def test_backward_scales_on_the_device_and_may_be_repeated():
     same([x.grad, w.grad, factor.grad], [3 * expected[1], 3 * expected[2], expected[0]])
     (2 * loss).backward()
     same([x.grad, w.grad], [5 * expected[1], 5 * expected[2]])
-
-
-@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="its Triton interprets nothing with NumPy 2.4")
-def test_the_kernels():
-    """In an interpreter of its own: Triton looks at its variable when it is imported."""
-    script = """
-import torch
-from tests.heads import headed, run_hidden
-from tests.losses import RECIPES, padded, same
-
-d, weight = headed(13)
-single = {k: x.float() if x.is_floating_point() else x for k, x in d.items()}
-for name in ("dual_constant", "gspo_icepop"):
-    for rows in (7, 999):
-        a, b = (
-            run_hidden(padded(single), RECIPES[name], single, weight.float(), rows, kernel=kernel)
-            for kernel in ("eager", "two_kernel")
-        )
-        same(a, b, 1e-5)
-"""
-    root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", script], env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=root, check=True)

@@ -61,7 +61,7 @@ def from_hidden(
     weight : (V, H), like hidden
         The LM head's, without bias. Without ``requires_grad`` its gradient is not computed.
     batch, recipe, softcap, kernel, **columns
-        As in `from_logits`.
+        As in `from_logits`; the kernels of one pass are not among them.
     workspace_bytes : int
         What the logits that are there at a time may take. The less, the more often the sum of the weight's gradient is
         read and written; see also the notes.

@@ -81,7 +81,10 @@ class Head:
         self.workspace = self.weight.new_empty(min(self.rows, T), V)
         self.kernel = backend(kernel, self.workspace)
         if self.kernel in ONE_PASS:
-            why, remedy = "the products before and after it need a kernel each", " Take 'two_kernel', or 'auto'."
+            why, remedy = (
+                "the logits of a head are read and overwritten by two kernels",
+                " Take 'two_kernel' or 'auto'.",
+            )
             raise error("no_kernel", what=f"kernel={self.kernel!r}", why=why, remedy=remedy)
         self.how = batch.temperature, softcap, 0, self.kernel
         wide = torch.promote_types(weight.dtype, torch.float32)

@@ -185,6 +185,9 @@ def observe(
     if not isinstance(output, Tensor):
         raise error("token_type", name="output", given=type(output), expected="logits or log-probs, a tensor")
     if weight is not None:
+        if shard is not None:
+            expected = "None with hidden states: give the whole weight"
+            raise error("bad_parameter", owner="observe", name="shard", given=shard, expected=expected)
         how: dict[str, Any] = {"softcap": softcap, "workspace_bytes": workspace_bytes, "kernel": kernel}
         read = read_columns(output, weight, part, provider=provider, **how)
         seen = columns_door(part, len(read), tuple(columns), recipe).read((*read, *columns.values()))
