@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer with its loss replaced: GSPO, from the hidden states, without the logits of the whole batch.
 
-TRL samples, scores and steps; `_compute_loss` is ours. (`grpokit.adapters.trl.RecipeTrainer` replaces advantages and row
-filters as well.) Beside grpokit: pip install trl==1.16.0
+TRL samples, scores and steps; `_compute_loss` is ours. (`grpokit.adapters.trl.RecipeTrainer` replaces advantages and
+row filters as well.) Beside grpokit: pip install trl==1.16.0
 """
 
 import torch

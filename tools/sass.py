@@ -36,8 +36,8 @@ most* is promised. Loads and stores are those of a thread in one turn of the loo
 `warps` warps by registers and shared memory: that is the occupancy.
 
 What is promised is promised for sm_80, sm_90 and sm_100: no stack, local memory, spills or atomics, loads and stores of
-16 bytes, and half of an SM's warps, wherever rows are aligned to 16 bytes; without that ("V odd") the first of these
-alone. For sm_120 the kernels are compiled with the configuration of sm_100, for gfx942 with that of sm_90."""
+16 bytes, and half of an SM's warps (a quarter for one pass: sweep, row), wherever rows are aligned to 16 bytes; without
+that ("V odd") the first of these alone. For sm_120 the kernels are compiled with the configuration of sm_100, for gfx942 with that of sm_90."""
 
 
 def main() -> None:

@@ -141,15 +141,15 @@ def _row(V, most, occupancy, *, entropy=True):
     return Case(name, launch, 2, most, wide=False, occupancy=occupancy, where=_clusters)
 
 
-def _vocabulary_sized(launch, plain, entropy):
+def _vocabulary_sized(launch, plain, entropy, occupancy=0.5):
     """The cases of a kernel that goes over logits; `plain` and `entropy` are instructions an element at most."""
     return (
-        Case("bf16", partial(launch, entropy=False), 2, plain),
-        Case("bf16, entropy", launch, 2, entropy),
-        Case("bf16, cap", partial(launch, entropy=False, softcap=30.0), 2),
-        Case("bf16, cap, entropy", partial(launch, softcap=30.0), 2),
-        Case("fp16, entropy", partial(launch, "fp16"), 2, entropy),
-        Case("fp32, entropy", partial(launch, "fp32"), 4, entropy),
+        Case("bf16", partial(launch, entropy=False), 2, plain, occupancy=occupancy),
+        Case("bf16, entropy", launch, 2, entropy, occupancy=occupancy),
+        Case("bf16, cap", partial(launch, entropy=False, softcap=30.0), 2, occupancy=occupancy),
+        Case("bf16, cap, entropy", partial(launch, softcap=30.0), 2, occupancy=occupancy),
+        Case("fp16, entropy", partial(launch, "fp16"), 2, entropy, occupancy=occupancy),
+        Case("fp32, entropy", partial(launch, "fp32"), 4, entropy, occupancy=occupancy),
         # GPT-2's vocabulary: rows start at odd places, and nothing can be loaded 16 bytes at a time.
         Case("bf16, entropy, V odd", partial(launch, V=50_257), 2, wide=False, occupancy=0),
     )
@@ -158,7 +158,7 @@ def _vocabulary_sized(launch, plain, entropy):
 ENTRIES = (
     Entry("stats", _vocabulary_sized(_stats, 8, 10)),
     Entry("gradient", _vocabulary_sized(_gradient, 8, 10)),
-    Entry("sweep", _vocabulary_sized(partial(_one_pass, hold=False), 10, 12)),
+    Entry("sweep", _vocabulary_sized(partial(_one_pass, hold=False), 11, 13, occupancy=0.25)),
     Entry(
         "row", (_row(128_256, 28, 0.5, entropy=False), _row(128_256, 34, 0.25), _row(151_936, 28, 0.25, entropy=False))
     ),

@@ -182,6 +182,8 @@ def why_no_kernel(logits: Tensor) -> str:
         return f"the logits' last dimension has stride {logits.stride(-1)}: call .contiguous()"
     if not _has_triton():
         return "Triton is not installed"
+    if logits.is_cuda and torch.version.cuda and torch.cuda.get_device_capability(logits.device) < (8, 0):
+        return f"{torch.cuda.get_device_name(logits.device)} is older than Ampere"
     if not logits.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the logits are on {logits.device}, and TRITON_INTERPRET is not 1"
     return ""
