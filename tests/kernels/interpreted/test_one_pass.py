@@ -34,9 +34,10 @@ def losses_of(d, r, kernel, upstream=1.0, *, observe=False, softcap=None, dtype=
     return total, leaf.grad, metrics
 
 
-@pytest.mark.parametrize("softcap", [None, 9.0])
 @pytest.mark.parametrize("kernel", ["one_kernel", "one_kernel_l2"])
-@pytest.mark.parametrize("name", TOKENS + WHOLE)
+@pytest.mark.parametrize(
+    ("name", "softcap"), [*((name, None) for name in TOKENS + WHOLE), ("dual_constant", 9.0), ("gspo_icepop", 9.0)]
+)
 def test_one_pass_is_two_kernels(name, kernel, softcap):
     d, observe = few(), name in WHOLE
     for upstream in (1.0, -2.5):
