@@ -42,6 +42,8 @@ TABLE = {
     "sm_100": {"stats": Config(4096, 4), "gradient": Config(4096, 8), "sweep": Config(4096, 8)},
 }
 DEFAULT = "sm_90"
+# Where "auto" takes one pass (`one_pass`) if the call allows it: where benches/gpu has found it right, and faster.
+ONE_PASS: frozenset[str] = frozenset()
 
 
 @functools.cache
@@ -65,5 +67,9 @@ def choose(kernel: str, device: torch.device) -> Config:
 def _tuned(path: str) -> dict[str, dict[str, Config]]:
     if not path:
         return {}
-    table = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {arch: {name: Config(**config) for name, config in row.items()} for arch, row in table.items()}
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {arch: {name: Config(**config) for name, config in row.items()} for arch, row in table.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
+        expected = "expected a file that `grpokit tune -o FILE` wrote"
+        raise ValueError(f"GRPOKIT_KERNEL_TABLE={path}: {problem}; {expected}") from None

@@ -49,3 +49,14 @@ def test_what_cannot_be_timed():
     assert caught.value.kind == "no_kernel"
     with pytest.raises(InputError, match="rows=0"):
         tune(0)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"sm_90": {"stats": {"blocks": 1}}}', None])
+def test_a_table_that_is_none(tmp_path, text):
+    path = tmp_path / "table.json"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    environment = os.environ | {"GRPOKIT_KERNEL_TABLE": str(path)}
+    done = subprocess.run([sys.executable, "-c", READ], env=environment, capture_output=True, text=True)
+    assert f"GRPOKIT_KERNEL_TABLE={path}: " in done.stderr
+    assert "expected a file that `grpokit tune -o FILE` wrote" in done.stderr

@@ -130,14 +130,13 @@ def from_logits(
     ∂LOSS/∂z_v = (g (1[v = target] − p_v) − h p_v (log p_v + H)) / τ.
     """
     reader = Reader(logits, batch, softcap=softcap, shard=shard, kernel=kernel)
-    door, took = columns_door(batch, 2, tuple(columns), recipe), reader.kernel
+    door = columns_door(batch, 2, tuple(columns), recipe)
+    how: dict[str, Any] = {"named": kernel != "auto", "inplace": inplace, "columns": tuple(columns)}
+    took = one_pass.choose(reader, logits, recipe, **how)
     if took in ONE_PASS:
-        one_pass.check(reader, logits, recipe, inplace=inplace, columns=tuple(columns))
-        if torch.is_grad_enabled() and logits.requires_grad:
-            out = one_pass.loss(logits, batch, recipe, softcap=softcap, hold=took == "one_kernel")
-            out.metrics["kernel"] = took
-            return out
-        took = "two_kernel"
+        out = one_pass.loss(logits, batch, recipe, softcap=softcap, hold=took == "one_kernel")
+        out.metrics["kernel"] = took
+        return out
     read = reader.read(logits, inplace=inplace)
     out = run(door, *read, *columns.values(), fused=took != "eager")
     out.metrics["kernel"] = took

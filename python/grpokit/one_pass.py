@@ -16,6 +16,7 @@ from . import gates
 from .door import LossOutput, part_key, sequence_log_weights
 from .errors import error
 from .metrics import measure
+from .vocabulary import ONE_PASS
 
 if TYPE_CHECKING:
     from ._recipe import Recipe
@@ -24,32 +25,54 @@ if TYPE_CHECKING:
     from .vocabulary import Reader
 
 
-def check(reader: Reader, logits: Tensor, recipe: Recipe, *, inplace: bool, columns: tuple[str, ...]) -> None:
-    """Refuses what one pass cannot do, and says why.
+def choose(
+    reader: Reader, logits: Tensor, recipe: Recipe, *, named: bool, inplace: bool, columns: tuple[str, ...]
+) -> str:
+    """The kernel that is taken: the one that was named, or for "auto" one pass where the call allows it.
+
+    The environment may ask for one pass; the table says where it is right and faster.
 
     Raises
     ------
     InputError
-        `no_kernel`.
+        `no_kernel`: what was named cannot do it.
     """
+    kernel = reader.kernel
+    if kernel in ONE_PASS:
+        why = _why_not(kernel, reader, logits, recipe, inplace=inplace, columns=columns)
+        if why and named:
+            remedy = " Take kernel='two_kernel', or 'auto', which takes what there is."
+            raise error("no_kernel", what=f"kernel={kernel!r}", why=why, remedy=remedy)
+        kernel = "two_kernel" if why else kernel
+    elif kernel == "two_kernel" and not named and inplace:
+        from .kernels import table
+
+        if table.architecture(logits.device) in table.ONE_PASS:
+            can = (
+                name for name in ONE_PASS if not _why_not(name, reader, logits, recipe, inplace=True, columns=columns)
+            )
+            kernel = next(can, kernel)
+    if kernel in ONE_PASS and not (torch.is_grad_enabled() and logits.requires_grad):
+        return "two_kernel"
+    return kernel
+
+
+def _why_not(
+    kernel: str, reader: Reader, logits: Tensor, recipe: Recipe, *, inplace: bool, columns: tuple[str, ...]
+) -> str:
+    """Why one pass cannot do it; empty if it can."""
     from .kernels.one_pass import why_not_held
 
-    entropy = recipe.reads("entropies")
     if not inplace:
-        why = "it writes the gradient over the logits, so it needs inplace=True"
-    elif reader.shard is not None:
-        why = "a row is not whole in a shard of the vocabulary"
-    elif columns:
-        why = f"the column {columns[0]!r} has a gradient of its own"
-    elif reader.kernel == "one_kernel" and logits.element_size() > 2:
-        why = f"rows of {logits.dtype} do not fit in registers: it reads bf16 and fp16"
-    elif reader.kernel == "one_kernel" and why_not_held(logits.shape[-1], entropy=entropy):
-        why = why_not_held(logits.shape[-1], entropy=entropy)
-    else:
-        why = why_not(reader.batch, recipe)
-    if why:
-        remedy = " Take kernel='two_kernel', or 'auto', which takes what there is."
-        raise error("no_kernel", what=f"kernel={reader.kernel!r}", why=why, remedy=remedy)
+        return "it writes the gradient over the logits, so it needs inplace=True"
+    if reader.shard is not None:
+        return "a row is not whole in a shard of the vocabulary"
+    if columns:
+        return f"the column {columns[0]!r} has a gradient of its own"
+    if kernel == "one_kernel" and logits.element_size() > 2:
+        return f"rows of {logits.dtype} do not fit in registers: it reads bf16 and fp16"
+    held = why_not_held(logits.shape[-1], entropy=recipe.reads("entropies")) if kernel == "one_kernel" else ""
+    return held or why_not(reader.batch, recipe)
 
 
 def why_not(batch: TokenBatch, recipe: Recipe) -> str:
@@ -76,7 +99,7 @@ def loss(logits: Tensor, batch: TokenBatch, recipe: Recipe, *, softcap: float | 
     Parameters
     ----------
     logits, batch, recipe, softcap
-        As in `grpokit.loss.from_logits`, and as `check` allows; the logits require a gradient and are overwritten.
+        As in `grpokit.loss.from_logits`, and as `choose` allows; the logits require a gradient and are overwritten.
     hold : bool
         Whether a row is kept in registers, or read twice.
     """

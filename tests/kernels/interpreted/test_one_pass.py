@@ -7,6 +7,7 @@ import torch
 
 from grpokit import KL, Entropy, InputError, Term
 from grpokit import loss as losses
+from grpokit.kernels import table as configurations
 from grpokit.kernels.one_pass import cluster, tiles, why_not_held
 from tests.losses import RECIPES, WEIGHED, cast, padded, same, table
 
@@ -89,6 +90,28 @@ def test_without_a_gradient_the_logits_are_only_read():
     out = losses.from_logits(x, padded(d), RECIPES["clip"], inplace=True, kernel="one_kernel")
     assert out.metrics["kernel"] == "two_kernel"
     assert torch.equal(x.nan_to_num(0), before.nan_to_num(0))
+
+
+def test_auto_takes_it_where_the_table_says_so(monkeypatch):
+    """The table, or the environment; both give way where a call does not allow it."""
+    d = few()
+
+    def took(name="clip", dtype=torch.bfloat16, **how):
+        x = d["logits"].to(dtype).requires_grad_() * 1
+        return losses.from_logits(x, padded(d), RECIPES[name], **({"inplace": True} | how)).metrics["kernel"]
+
+    assert took() == "eager"
+    monkeypatch.setenv("GRPOKIT_KERNEL", "two_kernel")
+    assert took() == "two_kernel"
+    monkeypatch.setenv("GRPOKIT_KERNEL", "one_kernel")
+    assert took() == "one_kernel"
+    assert took(inplace=False) == took("gspo_icepop") == took(dtype=torch.float32) == "two_kernel"
+    monkeypatch.setenv("GRPOKIT_KERNEL", "one_kernel_l2")
+    assert took(dtype=torch.float32) == "one_kernel_l2"
+    monkeypatch.setenv("GRPOKIT_KERNEL", "two_kernel")
+    monkeypatch.setattr(configurations, "ONE_PASS", frozenset({configurations.DEFAULT}))
+    assert (took(), took(dtype=torch.float32), took("gspo_icepop")) == ("one_kernel", "one_kernel_l2", "two_kernel")
+    assert took(kernel="two_kernel") == took(inplace=False) == "two_kernel"
 
 
 @pytest.mark.parametrize(
