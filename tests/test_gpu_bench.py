@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -180,8 +181,25 @@ def test_what_raises_is_reported_and_not_timed(gpu, run):
         raise ZeroDivisionError("of the provider")
 
     run = run()
-    run.time(run.shapes.main, [gpu.providers.Provider("broken", make)])
-    assert run.report["cases"][0]["rows"][0]["status"] == "not measured: failed: ZeroDivisionError: of the provider"
+
+    def late(data):
+        """Only when it is timed."""
+        call, left = gpu.providers.TOKEN[-1].make(data), [2]
+
+        def forward():
+            left[0] -= 1
+            return call.forward() / (1 if left[0] else 1 // left[0])
+
+        return gpu.providers.Call(forward, call.backward)
+
+    run.time(
+        run.shapes.main,
+        [gpu.providers.Provider("broken", make), gpu.providers.Provider("late", late), gpu.providers.TOKEN[-1]],
+    )
+    broken, late, right = run.report["cases"][0]["rows"]
+    assert broken["status"] == "not measured: failed: ZeroDivisionError: of the provider"
+    assert late["status"].startswith("not measured: failed: ZeroDivisionError")
+    assert right["status"] == "measured"
 
 
 def test_a_loss_that_is_off_or_an_input_that_is_overwritten_is_wrong(gpu):
@@ -228,6 +246,120 @@ def test_bytes_of_eager_torch(gpu):
     # Division 4, log-softmax 4; backward, zeros 2, log-softmax 6, stacking rows 4, division 4, the slice 4.
     assert abs(plain - 28) < 0.3
     assert abs(also - plain - 16) < 0.3
+
+
+class Event:
+    """Stands in for CUDA's: the host's clock."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.at - self.at)
+
+
+class Profile:
+    """Stands in for torch's profiler: two kernels on the device and a copy, and what the host did."""
+
+    def __init__(self, activities):
+        assert len(activities) == 2
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def events(self):
+        kinds = torch.autograd.DeviceType
+        names = [("a", kinds.CUDA), ("Memcpy DtoD", kinds.CUDA), ("b", kinds.CUDA), ("aten::mm", kinds.CPU)]
+        return [SimpleNamespace(name=name, device_type=kind) for name, kind in names]
+
+
+@pytest.fixture
+def pretended(gpu, run, monkeypatch):
+    """A run that takes the CPU for a GPU: what it does there is done, with what stands in for torch.cuda."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name, value in (("synchronize", None), ("reset_peak_memory_stats", None), ("memory_allocated", 2**20)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    for name, value in (("ROUNDS", 2), ("LEAST_CALLS", 2), ("MOST_CALLS", 2)):
+        monkeypatch.setattr(gpu.measure, name, value)
+    run = run()
+    run.bench.cuda, run.bench._flush = True, torch.empty(10)
+    return run
+
+
+def test_what_a_gpu_would_do(gpu, pretended, monkeypatch):
+    run, eager = pretended, gpu.providers.TOKEN[-1]
+    monkeypatch.setattr(gpu.sections, "_short", lambda _: [eager])
+    gpu.sections.first_calls(run)
+    lengths, taken = run.report["first_calls"]["lengths"], run.report["first_calls"]["milliseconds"]
+    assert len(taken[eager.name]) == len(lengths) == 3
+    gpu.sections.from_logps(run)
+    ours, graph, *_ = run.report["from_logps"]
+    assert (ours["status"], ours["calls"]) == ("measured", 4)
+    assert graph["status"].startswith("not measured: ")  # a CPU has no graphs
+    gpu.sections.slow_to_compile(run)
+    statuses = {row["provider"]: row["status"] for case in run.report["cases"] for row in case["rows"]}
+    assert statuses["fla, in place"] == "not measured: unavailable: Unavailable: fla tunes its kernels on a CUDA device"
+    run.time(run.shapes.main, [eager])
+    (row,) = run.report["cases"][-1]["rows"]
+    assert (row["calls"], row["peak_mib"], row["launches"]) == (4, 2.0, 2)
+    found = gpu.measure.ceilings(run.bench, 2**10, 8)
+    assert found.keys() == {"copy_gbs", "read_gbs", "matmul_tflops"}
+    assert min(found.values()) > 0
+
+
+def test_a_device_that_fails_ends_the_run(gpu, pretended, monkeypatch):
+    """After a fault nothing that is started on a GPU works: the rest says so."""
+
+    def lost():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def make(_):
+        monkeypatch.setattr(torch.cuda, "synchronize", lost)
+        raise RuntimeError("an illegal memory access was encountered")
+
+    pretended.time(pretended.shapes.main, [gpu.providers.Provider("fatal", make), gpu.providers.TOKEN[-1]])
+    fatal, next_one = pretended.report["cases"][0]["rows"]
+    assert fatal["status"].startswith("not measured: failed: RuntimeError")
+    assert (
+        next_one["status"]
+        == pretended.broken
+        == ("not measured: the device failed in an earlier call: an illegal memory access was encountered")
+    )
+
+
+def test_a_provider_is_tried_in_a_process_of_its_own(gpu, pretended, monkeypatch):
+    """What the child prints last is its verdict; a child that dies, or hangs, is a failed provider."""
+    apart = gpu.providers.Provider("grpokit one_kernel, in place, carried cubin", None, apart=True)
+    found = gpu.reference.Check(apart.name, "a case", "right", 0.0, 0.0, 0.01)
+    seen = []
+
+    def answer(command, **_):
+        seen.append(command)
+        return SimpleNamespace(stdout="a warning\n" + json.dumps(found.asdict()))
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    assert pretended.right(apart)
+    assert seen[0][1:] == [str(RUN), "--check", apart.name]
+
+    def dies(command, **_):
+        raise subprocess.CalledProcessError(-11, command, stderr="Traceback\nCUDA error: misaligned address")
+
+    def hangs(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    for problem, says in ((dies, "CUDA error: misaligned address"), (hangs, "timed out after 90 seconds")):
+        pretended.checked.clear()
+        monkeypatch.setattr(subprocess, "run", problem)
+        assert not pretended.right(apart)
+        assert says in pretended.checked[apart.name].reason
 
 
 def made_up(name, milliseconds, level="token", **more):

@@ -89,7 +89,7 @@ class Bench:
         del gradients
         return 1e3 * (time.perf_counter() - start)
 
-    def rounds(self, calls, data):
+    def rounds(self, calls, data, failed):
         """Times the calls in turn.
 
         Parameters
@@ -98,30 +98,41 @@ class Bench:
             By name, each called before.
         data : Data or LinearData
             What they are of.
+        failed : callable
+            Is told the name and what was raised of a call that is given up.
 
         Returns
         -------
         dict
             By name: ``forward``, ``backward`` and ``total``, each with ``quantiles`` (10, 50, 90 %) in milliseconds and
-            the ``rounds``' medians, and the number of ``calls``. A provider that the time did not reach is missing.
+            the ``rounds``' medians, and the number of ``calls``. What failed, or was not reached, is missing.
         """
         taken = {name: [] for name in calls}
-        for call in calls.values() if self.cuda else ():
-            self.once(call, data)
         gc.disable()
         try:
-            for _ in range(ROUNDS if self.cuda else 2):
-                for name, call in calls.items():
+            # The first round warms up.
+            for number in range(ROUNDS + 1 if self.cuda else 2):
+                for name in list(taken):
                     if not self.budget.has(0):
                         break
-                    samples, end = [], time.perf_counter() + SECONDS
-                    least, most = (LEAST_CALLS, MOST_CALLS) if self.cuda else (1, 1)
-                    while len(samples) < least or (len(samples) < most and time.perf_counter() < end):
-                        samples.append(self.once(call, data))
-                    taken[name].append(samples)
+                    try:
+                        samples = self._burst(calls[name], data, 1 if number == 0 else MOST_CALLS)
+                    except Exception as problem:  # noqa: BLE001
+                        del taken[name]
+                        failed(name, problem)
+                        continue
+                    if number:
+                        taken[name].append(samples)
         finally:
             gc.enable()
         return {name: _statistics(rounds) for name, rounds in taken.items() if rounds}
+
+    def _burst(self, call, data, most):
+        """Some calls in a row: half a second of them, or `most`."""
+        samples, end = [self.once(call, data)], time.perf_counter() + SECONDS
+        while len(samples) < most and self.cuda and (time.perf_counter() < end or len(samples) < LEAST_CALLS):
+            samples.append(self.once(call, data))
+        return samples
 
     def memory(self, call, data):
         """MiB at the peak over what was there before, the gradient included where it is not in place."""
@@ -143,9 +154,12 @@ class Bench:
         data.restore()
         self.wait()
         kinds = torch.profiler.ProfilerActivity
-        with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
-            gradients = call.backward(call.forward())
-            self.wait()
+        try:
+            with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
+                gradients = call.backward(call.forward())
+                self.wait()
+        except RuntimeError:
+            return None
         del gradients
         on_device = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         kernels = [e for e in on_device if not e.name.startswith(("Memcpy", "Memset", "##", "ProfilerStep"))]

@@ -20,8 +20,10 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+BEGAN = time.monotonic()
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = ROOT / ".carried"
 
@@ -64,7 +66,7 @@ def start(typed, report):
     from gpu.measure import Bench, Budget
     from gpu.sections import Run, Shapes
 
-    bench = Bench(typed.device, Budget(60 * typed.minutes))
+    bench = Bench(typed.device, Budget(60 * typed.minutes - (time.monotonic() - BEGAN)))
     return Run(bench, Shapes(small=typed.small), report, typed.carried)
 
 

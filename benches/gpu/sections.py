@@ -117,38 +117,44 @@ class Run:
         """Times providers on a case, in turn, and writes the rows down; wrong ones are left out, with the reason."""
         entry = {"section": self.section, "case": case.name, "shape": vars(case) | {"small": self.shapes.small}}
         self.report["cases"].append(entry)
-        rows = entry["rows"] = []
-        rows += [{"provider": p.name, "level": p.level, "status": self._status(p, case, linear)} for p in found]
-        with freed(self.bench.device):
-            data, calls = data_of(case, self.bench.device), {}
-            by_name = {p.name: (p, row) for p, row in zip(found, rows, strict=True)}
-            for p, row in by_name.values():
-                if not row["status"] and not self.bench.budget.has(0):
-                    row["status"] = OUT_OF_TIME
-                if row["status"]:
-                    continue
+        entry["rows"] = [{"provider": p.name, "level": p.level, "status": self._status(p, case, linear)} for p in found]
+        try:
+            with freed(self.bench.device):
+                self._time({p.name: p for p in found}, entry, data_of(case, self.bench.device))
+        finally:
+            for row in entry["rows"]:
+                row["status"] = row["status"] or self.broken or OUT_OF_TIME
+
+    def _time(self, by_name, entry, data):
+        rows, calls = {row["provider"]: row for row in entry["rows"]}, {}
+
+        def failed(name, problem):
+            status, *_, reason = self.why(problem)
+            rows[name]["status"] = f"not measured: {status}: {reason}"
+
+        for name, row in rows.items():
+            if not row["status"] and not self.broken and self.bench.budget.has(0):
                 try:
-                    call = p.make(data)
+                    call = by_name[name].make(data)
                     row["first_ms"] = self.bench.first(call, data)
-                    calls[p.name] = call
+                    calls[name] = call
                 except Exception as problem:  # noqa: BLE001
-                    status, *_, reason = self.why(problem)
-                    row["status"] = f"not measured: {status}: {reason}"
-            self.log(f"{case.name}: {len(calls)} providers")
-            for name, statistics in self.bench.rounds(calls, data).items():
-                p, row = by_name[name]
-                row |= statistics | {"status": "measured", "peak_mib": self.bench.memory(calls[name], data)}
+                    failed(name, problem)
+        self.log(f"{entry['case']}: {len(calls)} providers")
+        for name, statistics in self.bench.rounds(calls, data, failed).items():
+            rows[name] |= statistics | {"status": "measured", "peak_mib": None, "launches": None}
+        if hasattr(data, "hidden"):
+            entry["gradients_mib"] = sum(x.numel() * x.element_size() for x in (data.hidden, data.weight)) / 2**20
+        else:
+            live, still, masked = data.shares()
+            entry |= {"elements": data.logits.numel(), "floor_bytes_per_element": 4 * live + 2 * (still + masked)}
+        for name, row in rows.items():
+            if row["status"] == "measured":
+                if by_name[name].moved:
+                    moved = zip(by_name[name].moved, data.shares(), strict=True)
+                    row |= {"bytes_per_element": sum(a * b for a, b in moved), "counted": by_name[name].counted}
+                row["peak_mib"] = self.bench.memory(calls[name], data)
                 row["launches"] = self.bench.launches(calls[name], data)
-                if p.moved:
-                    row["bytes_per_element"] = sum(a * b for a, b in zip(p.moved, data.shares(), strict=True))
-                    row["counted"] = p.counted
-            if linear:
-                entry["gradients_mib"] = sum(x.numel() * x.element_size() for x in (data.hidden, data.weight)) / 2**20
-            else:
-                live, still, masked = data.shares()
-                entry |= {"elements": data.logits.numel(), "floor_bytes_per_element": 4 * live + 2 * (still + masked)}
-        for row in rows:
-            row["status"] = row["status"] or OUT_OF_TIME
 
     def _status(self, provider, case, linear):
         """Why a provider is not timed; empty if it is."""
@@ -195,8 +201,14 @@ def first_calls(run):
             break
         with freed(run.bench.device):
             data = Data(run.shapes.main.but(sequences=2, length=length), run.bench.device)
-            for p in found:
-                table[p.name].append(run.bench.first(p.make(data), data))
+            for p in list(found):
+                try:
+                    table[p.name].append(run.bench.first(p.make(data), data))
+                except Exception as problem:  # noqa: BLE001
+                    found.remove(p)
+                    run.log(f"{p.name} at length {length}: {run.why(problem)[-1]}")
+        if run.broken:
+            break
 
 
 def _short(run):

@@ -57,17 +57,26 @@ def token_loss(run):
     """Times ours and eager torch, as calls and as graphs."""
     data = Logps(Case(8, 2048, 512), run.bench.device)
     rows = run.report["from_logps"] = []
-    for name, make in (("grpokit from_logps", ours), ("eager torch", eager)):
-        call = make(data)
-        run.bench.first(call, data)
-        (statistics,) = run.bench.rounds({name: call}, data).values()
-        rows.append({"provider": name, "status": "measured", "launches": run.bench.launches(call, data)} | statistics)
+
+    def row(name, make):
+        """One row, with the reason where nothing was measured."""
+        found = {"provider": name, "status": ""}
+        rows.append(found)
+
+        def failed(_, problem):
+            found["status"] = f"not measured: {run.why(problem)[-1]}"
+
         try:
-            graph = replayed(call)
-            (statistics,) = run.bench.rounds({name: graph}, data).values()
-            rows.append({"provider": f"{name}, as a CUDA graph", "status": "measured"} | statistics)
+            call = make()
+            run.bench.first(call, data)
+            statistics = run.bench.rounds({name: call}, data, failed)
+            found["launches"] = run.bench.launches(call, data)
         except Exception as problem:  # noqa: BLE001
-            *_, reason = run.why(problem)
-            rows.append({"provider": f"{name}, as a CUDA graph", "status": f"not measured: {reason}"})
-            if run.broken:
-                return
+            return failed(name, problem)
+        found |= statistics.get(name, {}) | {"status": "measured" if statistics else found["status"]}
+        return call
+
+    for name, make in (("grpokit from_logps", ours), ("eager torch", eager)):
+        call = row(name, lambda make=make: make(data))
+        if call and not run.broken:
+            row(f"{name}, as a CUDA graph", lambda call=call: replayed(call))
