@@ -64,7 +64,7 @@ def packages(site):
 
 
 def cubins(folder):
-    """Compiles `row_kernel` as `one_pass` would launch it for the clip at token level without entropies."""
+    """Compiles `row_kernel` as it is launched for the clip at token level without an entropy term."""
     sys.path[0] = str(ROOT / "benches")
     sys.path.insert(1, str(ROOT / "python"))
     os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="carry-"))
@@ -90,16 +90,14 @@ def compiled(V):
     import triton
 
     from gpu.cases import Case, Data
-    from gpu.cubin import arguments_of, leaves, parameters_of
-    from gpu.providers import batch_of
-    from grpokit.kernels.one_pass import one_pass
+    from gpu.cubin import leaves, parameters_of
+    from gpu.providers import batch_of, recipe
+    from grpokit import one_pass
 
     data = Data(Case(2, 2, V), "cpu")
-    batch = batch_of(data)
     target = triton.backends.compiler.GPUTarget("cuda", ARCH, 32)
     with recorded(target) as launches:
-        how = arguments_of(data, batch)
-        one_pass(data.logits.detach(), batch.live.index, batch.columns["targets"], 1.0, None, **how)
+        one_pass.loss(data.logits, batch_of(data), recipe("token"), hold=True)
     kernel, signature, constants, attributes, options = next(x for x in launches if x[0].__name__ == "row_kernel")
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     found = triton.compile(source, target=target, options=options)

@@ -1,24 +1,23 @@
 """The one-kernel path where Triton is too old to compile it: a cubin that was compiled elsewhere, launched with CuPy.
 
-`carry.py` records the launch that `grpokit.kernels.one_pass` makes, compiles it for sm_90 with a newer Triton and
+`carry.py` records the launch that `grpokit.loss.from_logits` makes, compiles it for sm_90 with a newer Triton and
 writes beside the cubin what its arguments are: tuples in pieces, and what is constexpr with its value. Here the same
-call of `one_pass` is made, and where it would start `row_kernel` the arguments are packed by that list.
+call is made, and where it would start `row_kernel` the arguments are packed by that list.
 """
 
 import contextlib
 import json
-import math
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .cases import HIGH, LOW
-from .providers import Call, Unavailable, batch_of, recipe
+from .providers import Call, Unavailable, from_logits
 
 FOLDER = "cubins"
 NUMBERS = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
+POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
 # Triton's kernels end with a pointer to global and one to profiling scratch memory; ours have neither.
 SCRATCH = 2
 
@@ -85,8 +84,7 @@ class Cubin:
     def _number(self, entry, value):
         kind, aligned = entry["type"], entry["aligned"]
         if kind.startswith("*"):
-            dtypes = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
-            self._same(entry["name"], dtypes.get(getattr(value, "dtype", None)), kind)
+            self._same(entry["name"], POINTERS.get(getattr(value, "dtype", None)), kind)
             number = np.uint64(value.data_ptr())
         else:
             if kind == "i32" and not -(2**31) <= value < 2**31:
@@ -115,61 +113,30 @@ class Cubin:
 
 @contextlib.contextmanager
 def instead_of_row_kernel(cubin):
-    """`one_pass` launches the cubin meanwhile; Triton's own kernel where it is None."""
+    """`one_pass` launches the cubin meanwhile, whatever the installed Triton is."""
     from grpokit.kernels import one_pass
 
-    before = one_pass.row_kernel
-    one_pass.row_kernel = cubin or before
+    before = one_pass.row_kernel, one_pass.why_not_held
+    one_pass.row_kernel, one_pass.why_not_held = cubin, lambda *_, **__: ""
     try:
-        yield one_pass
+        yield
     finally:
-        one_pass.row_kernel = before
+        one_pass.row_kernel, one_pass.why_not_held = before
 
 
-def arguments_of(data, batch):
-    """What `one_pass` is given besides the logits: the clip's formula, and the columns of the live tokens."""
-    columns = batch.columns
-    share = torch.full((batch.live_tokens,), 1.0 / batch.live_tokens, device=data.device)
-    numbers = math.log(1 - LOW), math.log(1 + HIGH), math.inf
-    constants = columns.get("old_logps"), None, columns["advantages"], None
-    return {
-        "formulas": {"GATE": "Clip", "BASE": "old", "TERMS": ()},
-        "arguments": ((None, None), constants, None, None, (share,), (), (), numbers),
-        "origin": 0,
-        "entropy": False,
-        "hold": True,
-    }
-
-
-def one_kernel(data, cubin=None):
-    """The clip at token level by `one_pass`, with `row_kernel` or a cubin; the loss and metrics from its log-probs."""
-    from grpokit import loss as losses
-    from grpokit.metrics import measure
-
-    batch, what = batch_of(data), recipe("token")
-    how = arguments_of(data, batch)
-    given = data.logits.detach(), batch.live.index, batch.columns["targets"], data.case.temperature, None
-    one = torch.ones((), device=data.device)
+def one_kernel(data, cubin):
+    """`from_logits` with one kernel, which is the cubin; everything else is as it always is."""
+    call = from_logits(data, "token", "one_kernel", inplace=True)
 
     def forward():
-        with torch.no_grad(), instead_of_row_kernel(cubin) as module:
-            logps, _ = module.one_pass(*given, **how)
-            current = {"logps": logps}
-            result = losses.coefficients(batch, what, current)
-            measure(batch, what, current, result)
-            return result.loss.sum()
+        with instead_of_row_kernel(cubin):
+            return call.forward()
 
-    def backward(_):
-        from grpokit.kernels.one_pass import scale
-
-        scale(given[0], given[1], one)
-        return (given[0],)
-
-    return Call(forward, backward)
+    return Call(forward, call.backward)
 
 
 def carried(data, folder):
-    """`one_kernel` with the cubin for this vocabulary, from the carried folder."""
+    """`one_kernel` with the cubin for the vocabulary, from the carried folder."""
     if data.device.type != "cuda":
         raise Unavailable("no CUDA device to launch the cubin on")
     major, minor = torch.cuda.get_device_capability(data.device)

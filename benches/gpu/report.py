@@ -126,7 +126,7 @@ def page(report):
         f"`{who['command']}`",
     ]
     if who["carried"]:
-        lines += [f"Carried: {', '.join(f'{k} {v}' for k, v in who['carried'].items() if isinstance(v, str))}."]
+        lines += [f"Carried: {', '.join(f'{k} {v}' for k, v in who['carried'].items())}."]
     lines += ["", INTERPRETED if who["device"] == "cpu" else _how(), ""]
     if "ceilings" in report:
         c = report["ceilings"]

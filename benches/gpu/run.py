@@ -6,8 +6,8 @@
 
 There, the machine needs a Hopper GPU (any CUDA one, without the cubin), Python 3.11 or newer, torch 2.11, Triton 3.6
 and CuPy, and nothing is fetched or installed: our package, Liger's and fla's sources and the cubins come from
-``.carried`` in this repository, or from ``--carried``. Where there is no such folder, the checkout's package is
-measured, against the rivals that can be imported (``PYTHONPATH=.peers``).
+``.carried`` in this repository, or from ``--carried``. Where there is no such folder, or with ``--checkout``, the
+checkout's package is measured, against the rivals that can be imported (``PYTHONPATH=.peers``).
 
 Every provider is first compared with float64 on a small case, loss and gradient, on memory full of NaN. One that is
 wrong is reported and not timed. Then the sections of `sections.py` follow in the order of their worth, until the time
@@ -33,6 +33,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a folder for gpu.json and gpu.md")
     parser.add_argument("--carried", type=Path, default=CARRIED if CARRIED.exists() else None)
+    parser.add_argument(
+        "--checkout", dest="carried", action="store_const", const=None, help="instead of what is carried"
+    )
     parser.add_argument("--minutes", type=float, default=8.5, help="what may be spent, from the start on")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="shapes for Triton's interpreter")
@@ -59,6 +62,12 @@ def prepare(carried, device):
     os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def differs(carried, checkout):
+    """Whether any module of the checkout is another in what was carried."""
+    names = [path.relative_to(checkout) for path in checkout.rglob("*.py")]
+    return any(not (carried / x).exists() or (carried / x).read_bytes() != (checkout / x).read_bytes() for x in names)
 
 
 def start(typed, report):
@@ -90,6 +99,8 @@ def measure(typed):
     if typed.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --device cpu --small shows that the script runs")
     manifest = typed.carried and json.loads((typed.carried / "manifest.json").read_text(encoding="utf-8"))
+    if manifest and differs(typed.carried / "site" / "grpokit", ROOT / "python" / "grpokit"):
+        manifest["note"] = "the carried package is not this checkout's"
     command = "python benches/gpu/run.py " + " ".join(sys.argv[1:])
     report = {"about": about(typed.device, manifest, command), "sections": {}, "checks": [], "cases": [], "goals": []}
     run = start(typed, report)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_liger_is_right_where_it_is_timed(tmp_path):
     command = [sys.executable, "-W", "ignore", ROOT / "benches" / "gpu" / "run.py"]
-    command += ["--out", tmp_path, "--device", "cpu", "--small"]
+    command += ["--checkout", "--out", tmp_path, "--device", "cpu", "--small"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     report = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
