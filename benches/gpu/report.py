@@ -132,10 +132,7 @@ def page(report):
         c = report["ceilings"]
         found = f"copy {c['copy_gbs']:.0f} GB/s (read and written), read {c['read_gbs']:.0f} GB/s"
         lines += [f"Ceilings of this device: {found}, bf16 matrix product {c['matmul_tflops']:.0f} TFLOP/s.", ""]
-    lines += ["## Goals", "", "| goal | wanted | found | | by |", "|---|---|---:|---|---|"]
-    for g in report["goals"]:
-        found = "" if g["found"] is None else f"{g['found']:.3g} {g['unit']}".strip()
-        lines.append(f"| {g['goal']} | {g['wanted']} | {found} | {g['verdict']} | {g['provider']} |")
+    lines += ["## Goals", "", *goal_lines(report)]
     lines += ["", "## Sections", "", "| section | |", "|---|---|"]
     lines += [f"| {s['title']} | {s['status']} |" for s in report["sections"].values()]
     lines += ["", "## Checks", "", *_checks(report["checks"]), ""]
@@ -158,6 +155,14 @@ def page(report):
     ]
     lines += [f"- {name}: {how}." for name, how in counted.items()]
     return "\n".join(lines) + "\n"
+
+
+def goal_lines(report):
+    """The goals as a table."""
+    yield from ("| goal | wanted | found | | by |", "|---|---|---:|---|---|")
+    for g in report["goals"]:
+        found = "" if g["found"] is None else f"{g['found']:.3g} {g['unit']}".strip()
+        yield f"| {g['goal']} | {g['wanted']} | {found} | {g['verdict']} | {g['provider']} |"
 
 
 def _how():

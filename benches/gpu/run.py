@@ -93,7 +93,7 @@ def measure(typed):
     """All sections, in order."""
     import torch
 
-    from gpu.report import about, clocks, page, save
+    from gpu.report import about, clocks, goal_lines, page, save
     from gpu.sections import NO_CUDA, OUT_OF_TIME, SECTIONS
 
     if typed.device == "cuda" and not torch.cuda.is_available():
@@ -127,7 +127,8 @@ def measure(typed):
         entry["seconds"] = run.bench.budget.spent() - before
         run.log(f"{title}: {entry['status']}")
         save(report, typed.out)
-    print(page(report))
+    # Where only the end of the output is kept, it is the goals.
+    print(page(report), *goal_lines(report), sep="\n")
 
 
 if __name__ == "__main__":
