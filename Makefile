@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow test-peers scoreboard sass bench bench-recipes bench-staleness docs fuzz format clean
+.PHONY: help setup train test test-rust test-python test-slow test-peers scoreboard sass bench bench-recipes bench-staleness bench-gpu carry docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
+	@echo "make bench-gpu  .carried/, with all that benches/gpu/run.py needs on a machine with a GPU, and the command to run there"
 	@echo "make docs       writes docs/algorithms.md, docs/off_policy.md and their plots from the register"
 	@echo "make fuzz       looks for inputs that break the readers of ids, records, snapshots and JSON lines (SECONDS=600 each)"
 	@echo "make format     formats Rust and Python"
@@ -85,6 +86,13 @@ bench-recipes: setup
 bench-staleness: setup
 	$(BIN)/python benches/python/staleness.py $(ARGS)
 
+carry: setup
+	$(BIN)/python benches/gpu/carry.py
+
+bench-gpu: carry
+	@echo "Take this repository with .carried/ to a machine with a Hopper GPU, torch 2.11, Triton 3.6 and CuPy, and there:"
+	@echo "python benches/gpu/run.py --out DIR    # 9 minutes; gpu.json and gpu.md in DIR"
+
 docs: setup
 	$(BIN)/python tools/algorithms.py
 	$(BIN)/python tools/off_policy.py
@@ -106,4 +114,4 @@ format: setup
 	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .peers .triton36 .fuzz fuzz/target target dist python/grpokit/_native*.so
+	rm -rf .venv .peers .triton36 .carried .fuzz fuzz/target target dist python/grpokit/_native*.so

@@ -1,0 +1,1 @@
+"""The losses on a GPU, ours and the rivals': `python benches/gpu/run.py`."""
