@@ -73,6 +73,7 @@ def run(gpu):
     return make
 
 
+@pytest.mark.slow
 def test_the_script_runs_in_the_interpreter(tmp_path):
     told = child(RUN, "--checkout", "--out", tmp_path, "--device", "cpu", "--small", "--minutes", "5")
     report, page = strictly(tmp_path / "gpu.json"), (tmp_path / "gpu.md").read_text(encoding="utf-8")
