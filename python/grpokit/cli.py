@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(typed: argparse.Namespace) -> None:
+    offline = "HF_HUB_OFFLINE" in os.environ
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     from pathlib import Path
 
@@ -133,13 +134,21 @@ def _train(typed: argparse.Namespace) -> None:
 
     config = TrainConfig.from_file(typed.config) if typed.config else TrainConfig()
     config = config.with_settings(typed.settings).resolve()
+    if config.model and not Path(config.model).exists() and not offline:
+        # A name on a hub. Nothing that reads this is imported yet.
+        del os.environ["HF_HUB_OFFLINE"]
     if typed.dry_run:
+        from .trainer.models import memory
+
+        held = memory(config)
         if typed.json:
-            print_json(config=config.to_dict(), arithmetic=config.arithmetic())
+            print_json(config=config.to_dict(), arithmetic=config.arithmetic(), memory=held)
         else:
             print(config.to_toml())
             for what, amount in config.arithmetic().items():
                 print(f"# {what}: {amount:,}")
+            for what, size in held.items():
+                print(f"# bytes of {what}: {size:,}")
         return
     if typed.name is not None and (not typed.name or typed.name in (".", "..") or Path(typed.name).name != typed.name):
         raise error("bad_parameter", owner="train", name="--name", given=typed.name, expected="a name without slashes")

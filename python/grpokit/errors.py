@@ -559,6 +559,10 @@ KINDS: dict[str, Kind] = {
         InputError,
         "{what} is NaN or infinite: training has diverged. Lower learning_rate, or see the rewards in metrics.jsonl.",
     ),
+    "bad_model": Kind(
+        InputError,
+        "model={name!r}: {why}. {remedy}",
+    ),
     "not_a_run": Kind(
         FileError,
         "{path} is not the directory of a run, so it is not replaced. Choose another name, or remove it yourself.",

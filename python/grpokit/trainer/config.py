@@ -28,6 +28,9 @@ if typing.TYPE_CHECKING:
     import os
 
 
+WARM_START_STEPS = 600
+
+
 def _at_least(low: float, default: Any) -> Any:
     return field(default=default, metadata={"low": low})
 
@@ -65,20 +68,43 @@ class TinyModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """Low-rank weights beside the model's linear layers (arXiv:2106.09685), trained in place of these.
+
+    Parameters
+    ----------
+    rank : int
+        r; 0 trains the whole model.
+    alpha : int
+        What is added is alpha / rank times B A.
+    targets : tuple of str
+        The names of the layers, ``("q_proj", "v_proj")``; empty for all linear ones but the head.
+    """
+
+    rank: int = _at_least(0, 0)
+    alpha: int = _at_least(1, 32)
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStart:
     """Supervised steps on the task's demonstrations before reinforcement learning begins.
 
     Parameters
     ----------
     steps : int
-        Optimizer steps; 0 leaves the weights random.
+        Optimizer steps; 0 leaves the weights as they are. -1 is 600 for the built-in model, whose weights are random,
+        and none for one that was trained before.
     batch_size : int
         Demonstrations a step, each seen once.
     learning_rate : float
         AdamW's, at its highest: it rises over the first twentieth of the steps and falls as a cosine.
     """
 
-    steps: int = _at_least(0, 600)
+    steps: int = _at_least(-1, -1)
     batch_size: int = _at_least(1, 64)
     learning_rate: float = _above(0, 3e-3)
 
@@ -213,8 +239,19 @@ class TrainConfig:
         Adds an entropy bonus and steers it.
     lr_control : LRControl
         Scales each update's learning rate: VCPO's.
+    model : str
+        A causal language model of transformers: a directory, or a name on the hub. Empty: the built-in one, `tiny`.
+    precision : {"fp32", "bf16"}
+        "bf16" computes in bf16 and keeps the weights that learn, and the optimizer's state, in fp32.
+    gradient_checkpointing : bool
+        Computes activations again in the backward pass, which saves their memory.
+    layout : {"auto", "packed", "padded"}
+        How sequences go through the model for the loss: without padding, each seeing itself alone, or padded. "auto"
+        tries both on two short ones, and packs where they agree.
+    lora : LoRA
+        Low-rank training.
     tiny : TinyModel
-        The model.
+        The built-in model.
     warm_start : WarmStart
         Supervised learning before.
     evaluation : Evaluation
@@ -249,12 +286,19 @@ class TrainConfig:
     kl_control: KLControl = field(default_factory=KLControl)
     entropy_control: EntropyControl = field(default_factory=EntropyControl)
     lr_control: LRControl = field(default_factory=LRControl)
+    model: str = ""
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+    layout: str = "auto"
+    lora: LoRA = field(default_factory=LoRA)
     tiny: TinyModel = field(default_factory=TinyModel)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
         _check(self)
+        check_choice(self, "precision", ("fp32", "bf16"))
+        check_choice(self, "layout", ("auto", "packed", "padded"))
         if self.updates_per_step > self.prompts_per_step:
             expected = f"at most prompts_per_step, {self.prompts_per_step}: an update needs a group"
             name, given = "updates_per_step", self.updates_per_step
@@ -313,7 +357,7 @@ class TrainConfig:
         return self.from_dict(data)
 
     def resolve(self) -> TrainConfig:
-        """The same with the recipe's default parameters written out.
+        """The same with the recipe's default parameters written out, and what follows from other settings.
 
         Raises
         ------
@@ -325,6 +369,9 @@ class TrainConfig:
         # None is left out, since TOML has no word for it; it is the default wherever it is allowed.
         given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
         resolved = dataclasses.replace(self, recipe_parameters=given)
+        if self.warm_start.steps < 0:
+            warm_start = dataclasses.replace(self.warm_start, steps=0 if self.model else WARM_START_STEPS)
+            resolved = dataclasses.replace(resolved, warm_start=warm_start)
         recipe = resolved.make_recipe()
         if self.kl_control.target:
             AdaptiveKL(1.0, self.kl_control.target).apply(recipe)  # it must have a penalty to steer
@@ -397,18 +444,24 @@ def _build(cls: Any, data: Mapping[str, Any]) -> Any:
 
 
 _SAID = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table"}
+_SAID |= {tuple: "a list of texts"}
 
 
 def _check(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value, hint = getattr(config, f.name), hints[f.name]
+        if isinstance(value, list) and typing.get_origin(hint) is tuple:
+            value = tuple(value)
+            object.__setattr__(config, f.name, value)
         cls = typing.get_origin(hint) or hint
         low, above = f.metadata.get("low"), f.metadata.get("above")
         bound = f", {low} or more" if low is not None else f" above {above}" if above is not None else ""
         fine = isinstance(value, (int, float) if cls is float else cls) and (cls is bool or not isinstance(value, bool))
         if fine and bound:
             fine = math.isfinite(value) and (value >= low if low is not None else value > above)
+        if cls is tuple:
+            fine = fine and all(isinstance(each, str) for each in value)
         if not fine:
             expected = _SAID.get(cls, f"a table, {cls.__name__}") + bound
             raise error("bad_parameter", owner=type(config).__name__, name=f.name, given=value, expected=expected)

@@ -46,7 +46,7 @@ class Learner:
         self.lr_control = ESSLearningRate(lr.base, lr.scale) if lr.base else None
         # foreach: one call changes all weights, so that an interrupt finds them as they were before it or after it.
         self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
+            policy.trained(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
         )
 
     def learn(self, sampled: Sampled) -> dict[str, float]:
@@ -112,7 +112,7 @@ class Learner:
         return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
 
     def _update(self, rows: Padded, advantages: Tensor, old_logps: Tensor, off_policy: Tensor) -> dict[str, float]:
-        config, width, ref_logps = self.config, rows.targets.shape[1], None
+        config, ref_logps = self.config, None
         if self.reference is not None and self.recipe.reads("ref_logps"):
             ref_logps, _ = self.reference.logps(rows, config.temperature, config.microbatch_tokens)
         batch = gk.TokenBatch(
@@ -129,20 +129,19 @@ class Learner:
         )
         parts = batch.split(max_tokens=config.microbatch_tokens)
         if batch.needs_whole(self.recipe):
-            with torch.no_grad():
-                for part in parts:
-                    gk.loss.observe(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
+            for part in parts:
+                self.policy.observe(part, self.recipe)
         self.optimizer.zero_grad()
         metrics: dict[str, float] = {}
         log_weights = []
         for part in parts:
-            out = gk.loss.from_logits(self.policy.logits(part.inputs, width), part, recipe=self.recipe)
+            out = self.policy.loss(part, self.recipe)
             out.loss.backward()  # type: ignore[no-untyped-call]
             log_weights += [] if out.log_weights is None else [out.log_weights]
             del out.metrics["kernel"]
             for name, value in ({"loss": out.loss} | out.metrics).items():
                 metrics[name] = metrics.get(name, 0.0) + value.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm)
         if not norm.isfinite():
             raise error("diverged", what="the gradient's norm")
         weights = torch.cat(log_weights)

@@ -19,7 +19,7 @@ from .config import TrainConfig
 from .console import Console, console_for, line
 from .evaluate import Passed, evaluate
 from .learn import Learner
-from .policy import Policy
+from .models import load
 from .run import RunDirectory, Summary, default_name, uninterrupted
 from .tasks import Sorting, Task, draw
 from .warmstart import warm_start
@@ -115,7 +115,7 @@ class Trainer:
 
     def _start(self) -> None:
         config, self.started = self.config, perf_counter()
-        self.policy = Policy.tiny(config.tiny, self._seed("weights"))
+        self.policy = load(config, self._seed("weights"))
         self.held_out = draw(self.task, self._random("held out"), config.evaluation.prompts, held_out=True)
         self.rng = self._random("prompts")
         self.generator = torch.Generator(self.policy.model.device).manual_seed(self._seed("sampling"))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import string
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
+import grpokit as gk
 from grpokit.errors import error
+from grpokit.hidden_states import WORKSPACE_BYTES, read_columns
+from grpokit.vocabulary import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from grpokit.door import LossOutput
 
     from .config import TinyModel
 
@@ -90,10 +97,14 @@ class Policy:
         A decoder that takes ``position_ids`` and ``logits_to_keep``.
     tokenizer : PreTrainedTokenizerFast
         With an end token and a padding token.
+    layout : {"auto", "packed", "padded"}
+        How sequences go through the model for the loss; see `hidden`.
+    autocast : bool
+        Forward passes compute in bf16.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, *, layout: str = "auto", autocast: bool = False) -> None:
+        self.model, self.tokenizer, self.layout, self.autocast = model, tokenizer, layout, autocast
 
     @classmethod
     def tiny(cls, sizes: TinyModel, seed: int) -> Policy:
@@ -120,18 +131,18 @@ class Policy:
 
     def frozen(self) -> Policy:
         """A copy that learns no more: the reference policy of a KL term."""
-        return Policy(copy.deepcopy(self.model).requires_grad_(False), self.tokenizer)
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        return Policy(model, self.tokenizer, layout=self.layout, autocast=self.autocast)
+
+    def trained(self) -> list[Tensor]:
+        """The weights that learn."""
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def save(self, directory: Path) -> None:
         """Writes what ``AutoModelForCausalLM`` and ``AutoTokenizer`` load."""
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
+        with without_progress_bars():
             self.model.save_pretrained(directory)
             self.tokenizer.save_pretrained(directory)
-        finally:
-            if shown:
-                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens.
@@ -166,22 +177,138 @@ class Policy:
 
     def logits(self, inputs: dict[str, Tensor], width: int) -> Tensor:
         """What predicts the last `width` tokens: (B, T, V), shifted, so that logits[t] belongs to targets[t]."""
-        positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        output = self.model(**inputs, position_ids=positions, logits_to_keep=width + 1, use_cache=False)
+        with self.precision():
+            output = self.model(**inputs, position_ids=_positions(inputs), logits_to_keep=width + 1, use_cache=False)
         logits: Tensor = output.logits[:, :-1]
         return logits
 
+    def hidden(self, inputs: dict[str, Tensor], width: int) -> Tensor:
+        """The last hidden states that predict the last `width` tokens: (B, T, H), shifted likewise.
+
+        Packed, the live tokens of all rows are one row, in which each sees its own sequence alone: no work goes into
+        padding. The states behind padding are 0 then.
+        """
+        return self._hidden(inputs, width, packed=self._how.packed)
+
+    def _hidden(self, inputs: dict[str, Tensor], width: int, *, packed: bool) -> Tensor:
+        ids, positions, live = inputs["input_ids"], _positions(inputs), inputs["attention_mask"].bool()
+        with self.precision():
+            if not packed:
+                output = self._decoder(**inputs, position_ids=positions, use_cache=False)
+                padded: Tensor = output.last_hidden_state[:, -width - 1 : -1]
+                return padded
+            output = self._decoder(input_ids=ids[live][None], position_ids=positions[live][None], use_cache=False)
+        states = output.last_hidden_state[0]
+        places = live.flatten().nonzero().squeeze(1)
+        padded = states.new_zeros(live.numel(), states.shape[-1]).index_copy(0, places, states)
+        return padded.view(*live.shape, -1)[:, -width - 1 : -1]
+
+    def loss(self, part: gk.TokenBatch, recipe: gk.Recipe) -> LossOutput:
+        """The loss of a part of a step, whose `inputs` are those of `Padded`."""
+        if self._how.head is None:
+            return gk.loss.from_logits(self.logits(part.inputs, part.shape[1]), part, recipe)
+        return gk.loss.from_hidden(
+            self.hidden(part.inputs, part.shape[1]), self._weight, part, recipe, **self._how.head
+        )
+
+    @torch.no_grad()
+    def observe(self, part: gk.TokenBatch, recipe: gk.Recipe) -> None:
+        """The first of two passes, for a recipe that must see the whole step."""
+        if self._how.head is None:
+            gk.loss.observe(self.logits(part.inputs, part.shape[1]), part, recipe)
+        else:
+            hidden = self.hidden(part.inputs, part.shape[1])
+            gk.loss.observe(hidden, part, recipe, weight=self._weight, **self._how.head)
+
     @torch.no_grad()
     def logps(self, batch: Padded, temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of the completions' tokens, each (B, T) float32, `max_tokens` places at a time."""
-        logps, entropies = [], []
+        """Log-probs and entropies of the completions' tokens, each (B, T) float32, `max_tokens` places at a time.
+
+        0 where there is no token.
+        """
+        logps, entropies = (torch.zeros(batch.mask.shape, device=batch.mask.device) for _ in range(2))
         rows = max(1, max_tokens // batch.targets.shape[1])
         for start in range(0, len(batch.targets), rows):
-            part = batch[start : start + rows]
-            all_logps = (self.logits(part.inputs, part.targets.shape[1]).float() / temperature).log_softmax(-1)
-            logps.append(all_logps.gather(-1, part.targets[..., None]).squeeze(-1))
-            entropies.append(-(all_logps.exp() * all_logps).sum(-1))
-        return torch.cat(logps), torch.cat(entropies)
+            at = slice(start, start + rows)
+            part = batch[at]
+            tokens = gk.TokenBatch(part.targets, mask=part.mask, temperature=temperature)
+            if self._how.head is None:
+                logits = self.logits(part.inputs, part.targets.shape[1])
+                read: tuple[Tensor, ...] = Reader(logits, tokens).read(logits)
+            else:
+                how = self._how.head | {"workspace_bytes": WORKSPACE_BYTES, "provider": None, "kernel": "auto"}
+                hidden = self.hidden(part.inputs, part.targets.shape[1])
+                with self.precision():
+                    read = read_columns(hidden, self._weight, tokens, **how)
+            logps[at][part.mask], entropies[at][part.mask] = (x.float() for x in read)
+        return logps, entropies
+
+    def precision(self) -> Any:
+        """What forward passes compute in."""
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    @property
+    def _base(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def _decoder(self) -> Any:
+        return self._base.get_decoder()
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = self._base.get_output_embeddings().weight
+        return weight
+
+    @cached_property
+    def _how(self) -> _How:
+        """What of the model is as most are, by trying: two short sequences, both ways."""
+        ids = torch.arange(12, device=self.model.device).view(2, 6) % self.model.config.vocab_size
+        live = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6], device=ids.device)
+        inputs = {"input_ids": ids, "attention_mask": live}
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        with torch.no_grad():
+            logits = self.logits(inputs, 5)
+            padded = self._hidden(inputs, 5, packed=False)
+            with self.precision():
+                made = torch.nn.functional.linear(padded, self._weight).float()
+            made = made if cap is None else cap * torch.tanh(made / cap)
+            # What predicts a token from a live place.
+            seen = live[:, :-1].bool()
+            tolerance = 1e-2 if self.autocast else 1e-4
+            head = {"softcap": cap} if _near(made[seen], logits.float()[seen], tolerance) else None
+            packed = self.layout == "packed"
+            if self.layout == "auto":
+                packed = _near(self._hidden(inputs, 5, packed=True)[seen], padded[seen], tolerance)
+        return _How(head, packed)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What `Policy` found of its model: how its logits follow from hidden states, if they do; whether it packs."""
+
+    head: dict[str, Any] | None
+    packed: bool
+
+
+def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def _positions(inputs: dict[str, Tensor]) -> Tensor:
+    return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Inside, transformers says nothing of what it loads and saves."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

@@ -67,9 +67,10 @@ def _sample(
     cache = DynamicCache(config=policy.model.config)
     sampled, logps = [], []
     for _ in range(longest):
-        output = policy.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
+        with policy.precision():
+            output = policy.model(
+                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            )
         all_logps = (output.logits[:, -1].float() / (temperature or 1.0)).log_softmax(-1)
         if not all_logps.isfinite().all():
             raise error("diverged", what="a logit of the policy")

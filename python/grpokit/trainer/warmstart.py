@@ -44,7 +44,7 @@ def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each:
     """
     if not config.steps:
         return
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.learning_rate, weight_decay=0.0, foreach=True)
+    optimizer = torch.optim.AdamW(policy.trained(), lr=config.learning_rate, weight_decay=0.0, foreach=True)
     for step in range(1, config.steps + 1):
         items = draw(task, rng, config.batch_size, held_out=False)
         batch = policy.pad(demonstrations(policy, task, items, rng))
@@ -55,7 +55,7 @@ def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each:
             group["lr"] = config.learning_rate * min(1.0, rise) * fall
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(policy.trained(), 1.0)
         optimizer.step()
         each(step, loss.item())
 
