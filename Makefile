@@ -9,12 +9,14 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup train test test-rust test-python test-slow test-peers scoreboard sass bench bench-recipes bench-staleness bench-gpu carry docs fuzz format clean
+KILLS ?= 200
+.PHONY: help setup train test test-rust test-python test-slow test-peers soak scoreboard sass bench bench-recipes bench-staleness bench-gpu carry docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
 	@echo "make test       everything that a contributor runs before a change (at most 15 minutes)"
 	@echo "make test-slow  the slow and heavy checks (about an hour)"
+	@echo "make soak       kills runs of the trainer at any moment and resumes them (KILLS=200, about an hour)"
 	@echo "make test-peers what is compared with TRL, verl and Liger, which are installed beside the project"
 	@echo "make scoreboard  the conformance kit over TRL, verl, Liger and grpokit, written to docs/scoreboard.md (about 10 minutes)"
 	@echo "make sass       what the compiler makes of the Triton kernels, written to benches/results (2 minutes, no GPU)"
@@ -56,6 +58,9 @@ test-python: setup
 test-slow: setup test-peers .triton36/.installed
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/rows
 	$(BIN)/python -m pytest -q -m slow
+
+soak: setup
+	GRPOKIT_KILLS=$(KILLS) $(BIN)/python -m pytest -q -m slow tests/trainer/test_resume.py
 
 test-peers: .peers/.installed
 	PYTHONPATH=.peers $(BIN)/python -m pytest -q -W ignore -m peers tests/peers

@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="the run's name (default: date, time, recipe and seed)")
     train.add_argument("--runs", metavar="DIR", default="runs", help="where runs are kept (default: runs)")
     train.add_argument("--overwrite", action="store_true", help="replace the run of that name")
+    train.add_argument("--resume", metavar="DIR", help="go on with a run that was stopped, from its last snapshot")
     train.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it amounts to")
     train.add_argument("--json", action="store_true", help="print the result as one JSON object")
     train.set_defaults(run=_train)
@@ -132,7 +133,15 @@ def _train(typed: argparse.Namespace) -> None:
 
     from .trainer import TrainConfig
 
-    config = TrainConfig.from_file(typed.config) if typed.config else TrainConfig()
+    if typed.resume and (typed.name is not None or typed.overwrite):
+        given = "--name" if typed.name is not None else "--overwrite"
+        raise error("bad_parameter", owner="train", name="--resume", given=typed.resume, expected=f"no {given} with it")
+    source = typed.config
+    if typed.resume and not source:
+        source = Path(typed.resume) / "config.toml"
+        if not source.is_file():
+            raise error("not_a_run", path=typed.resume)
+    config = TrainConfig.from_file(source) if source else TrainConfig()
     config = config.with_settings(typed.settings).resolve()
     if config.model and not Path(config.model).exists() and not offline:
         # A name on a hub. Nothing that reads this is imported yet.
@@ -158,7 +167,7 @@ def _train(typed: argparse.Namespace) -> None:
     from .trainer.run import default_name
 
     directory = Path(typed.runs) / (typed.name or default_name(config))
-    trainer = Trainer(config, directory=directory, overwrite=typed.overwrite)
+    trainer = Trainer(config, directory=typed.resume or directory, overwrite=typed.overwrite, resume=bool(typed.resume))
     try:
         trainer.train()
     finally:

@@ -563,6 +563,14 @@ KINDS: dict[str, Kind] = {
         InputError,
         "model={name!r}: {why}. {remedy}",
     ),
+    "resume_differs": Kind(
+        StateError,
+        "{path} is another run: {differences}. Resume it as it was (more steps are fine), or begin a new one.",
+    ),
+    "no_steps_left": Kind(
+        StateError,
+        "{path} is at its end: all {steps} steps are done. Say --set steps=... to go on for more.",
+    ),
     "not_a_run": Kind(
         FileError,
         "{path} is not the directory of a run, so it is not replaced. Choose another name, or remove it yourself.",

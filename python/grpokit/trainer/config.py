@@ -135,6 +135,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshots:
+    """What a run that is killed goes on from: `grpokit train --resume`.
+
+    Parameters
+    ----------
+    every : int
+        Steps between snapshots; 0 writes none.
+    keep_last : int
+        How many stay.
+    """
+
+    every: int = _at_least(0, 20)
+    keep_last: int = _at_least(1, 2)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KLControl:
     """Steers the coefficient of the recipe's KL penalty; see `grpokit.AdaptiveKL`.
 
@@ -256,6 +275,8 @@ class TrainConfig:
         Supervised learning before.
     evaluation : Evaluation
         Held-out pass@1.
+    snapshots : Snapshots
+        What the run goes on from.
 
     Raises
     ------
@@ -294,6 +315,7 @@ class TrainConfig:
     tiny: TinyModel = field(default_factory=TinyModel)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -388,6 +410,12 @@ class TrainConfig:
             )
         return resolved
 
+    def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+        """Where another one differs: by ``table.key``, this value and the other."""
+        return {
+            name: (mine, theirs) for name, mine, theirs in _pairs("", self.to_dict(), other.to_dict()) if mine != theirs
+        }
+
     def make_recipe(self) -> gk.Recipe:
         """The recipe with its parameters; `max_len` is `max_completion_length` unless it is given."""
         parameters, taken = self.recipe_parameters, inspect.signature(lookup("recipe", self.recipe)).parameters
@@ -441,6 +469,15 @@ def _build(cls: Any, data: Mapping[str, Any]) -> Any:
         if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
             given[name] = _build(hints[name], value)
     return cls(**given)
+
+
+def _pairs(table: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[tuple[str, Any, Any]]:
+    for name in {**mine, **theirs}:
+        a, b = mine.get(name), theirs.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _pairs(f"{table}{name}.", a, b)
+        else:
+            yield f"{table}{name}", a, b
 
 
 _SAID = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table"}

@@ -105,6 +105,15 @@ class Learner:
         states = {name: controller.state_dict() for name, controller in self.controllers.items()}
         return states | ({"lr_scale": self.lr_control.state_dict()} if self.lr_control else {})
 
+    def restore(self, updates: int, states: dict[str, dict[str, float]]) -> None:
+        """Goes on from `updates` and what `state` gave."""
+        self.updates = updates
+        for name, controller in self.controllers.items():
+            controller.load_state_dict(states[name])
+            self.recipe = controller.apply(self.recipe)
+        if self.lr_control:
+            self.lr_control.load_state_dict(states["lr_scale"])
+
     def _deal(self, group_id: NDArray[np.int64]) -> list[Tensor]:
         """The rows of each update: whole groups, dealt evenly."""
         groups = np.unique(group_id)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from grpokit.errors import error
+
+from . import snapshot
 from .collect import collect
 from .config import TrainConfig
 from .console import Console, console_for, line
@@ -48,6 +51,9 @@ class Trainer:
         Replace the run that is there.
     console : Console, optional
         Where it talks to; stderr when not given.
+    resume : bool
+        Goes on with the run that is in `directory`, from its last snapshot; `config` must be that run's, but for more
+        `steps`. Task and reward are to be the same ones.
 
     Attributes
     ----------
@@ -59,7 +65,9 @@ class Trainer:
     InputError
         The recipe is not known or does not take its parameters.
     FileError
-        The directory is taken.
+        The directory is taken, or with `resume` holds no run.
+    StateError
+        `resume_differs`: the run was another one. `no_steps_left`: it is at its end.
     """
 
     def __init__(
@@ -71,13 +79,17 @@ class Trainer:
         directory: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         console: Console | None = None,
+        resume: bool = False,
     ) -> None:
         self.config = (TrainConfig() if config is None else config).resolve()
         self.recipe = self.config.make_recipe()
         self.task, self.reward, self.overwrite = Sorting() if task is None else task, reward, overwrite
         self.console = console_for(sys.stderr) if console is None else console
         self.run = RunDirectory(directory or Path("runs") / default_name(self.config))
-        self.run.check(overwrite=overwrite)
+        self.taken_up = self._take_up() if resume else None
+        self.resume, self.earlier = resume, 0.0
+        if not resume:
+            self.run.check(overwrite=overwrite)
         self.summary: Summary | None = None
 
     def train(self) -> Summary:
@@ -97,12 +109,19 @@ class Trainer:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
         self._start()
+        if self.taken_up is not None:
+            # Before anything is written: what is there of a run that cannot be taken up stays as it is.
+            snapshot.load(self, self.taken_up)
+            self.console.note(f"goes on after step {self.steps}, in {self.run.path}")
         status = "failed"
         try:
-            self._warm_start()
-            self.run.metrics({"step": 0} | self._evaluate(0))
-            for step in range(1, self.config.steps + 1):
+            if self.taken_up is None:
+                self._warm_start()
+                self.run.metrics({"step": 0} | self._evaluate(0))
+                self._snapshot(0)
+            for step in range(self.steps + 1, self.config.steps + 1):
                 self._step(step)
+                self._snapshot(step)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -123,7 +142,34 @@ class Trainer:
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
         self.controllers: dict[str, dict[str, float]] = {}
-        self.run.create(config, overwrite=self.overwrite)
+        if self.resume:
+            self.run.configure(config)  # there may be more steps
+        else:
+            self.run.create(config, overwrite=self.overwrite)
+
+    def _take_up(self) -> Path | None:
+        """The snapshot to go on from, if the run is this one."""
+        found = self.run.reopen()
+        former = TrainConfig.from_file(self.run.path / "config.toml")
+        differences = former.differences(self.config)
+        steps = differences.pop("steps", (former.steps, former.steps))
+        if differences or steps[1] < steps[0]:
+            told = differences or {"steps": steps}
+            text = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in told.items())
+            raise error("resume_differs", path=self.run.path, differences=text)
+        if self.run.finished_steps() >= self.config.steps:
+            raise error("no_steps_left", path=self.run.path, steps=self.config.steps)
+        return found
+
+    def _snapshot(self, step: int) -> None:
+        every = self.config.snapshots.every
+        if every and (step % every == 0 or step == self.config.steps):
+            snapshot.save(self)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, that of earlier processes too."""
+        return self.earlier + perf_counter() - self.started
 
     def _warm_start(self) -> None:
         config, started = self.config.warm_start, perf_counter()
@@ -190,7 +236,7 @@ class Trainer:
             completions=self.completions,
             used=self.used,
             warm_start_seconds=self.warm_start_seconds,
-            total_seconds=perf_counter() - self.started,
+            total_seconds=self.seconds,
         )
         self.run.summary(summary)
         return summary

@@ -4,6 +4,7 @@ config.toml      everything resolved; reproduces the run
 metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
 rollouts.jsonl   some groups of each step, under grpokit's column names
 checkpoint/      model and tokenizer as `transformers` saves them; controllers.json where a coefficient is steered
+snapshots/       what the run goes on from, where it was stopped; reference.safetensors: the reference policy
 summary.json     how it ended
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -24,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 from grpokit.errors import error
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from .config import TrainConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 SCHEMA_VERSION = 1
+GROWING = ("metrics.jsonl", "rollouts.jsonl")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,71 @@ class RunDirectory:
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
+        self.configure(config)
+
+    def configure(self, config: TrainConfig) -> None:
+        """Writes the configuration."""
         _whole(self.path / "config.toml", lambda to: to.write_text(config.to_toml(), encoding="utf-8"))
+
+    @property
+    def reference(self) -> Path:
+        """Where the reference policy's weights are, which never change."""
+        return self.path / "reference.safetensors"
+
+    def reopen(self) -> Path | None:
+        """Takes up a run that is there: its last snapshot, or None where it has none and begins anew.
+
+        Raises
+        ------
+        FileError
+            `not_a_run`.
+        """
+        if not (self.path / "config.toml").is_file():
+            raise error("not_a_run", path=self.path)
+        found = sorted(self._snapshots().glob("step-*"))
+        if not found:
+            self.cut({})
+        return found[-1] if found else None
+
+    def finished_steps(self) -> int:
+        """How many steps the run had when it last came to its end; -1 if it never did."""
+        path = self.path / "summary.json"
+        told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return int(told["steps"]) if told.get("status") == "finished" else -1
+
+    def snapshot(self, step: int, write: Callable[[Path], object], *, keep_last: int) -> None:
+        """Adds the snapshot of a step, and removes the oldest ones."""
+        place = self._snapshots()
+        place.mkdir(exist_ok=True)
+        self.write(place / f"step-{step:08}", write)
+        for old in sorted(place.glob("step-*"))[:-keep_last]:
+            _remove(old)
+
+    def write(self, path: Path, write: Callable[[Path], object]) -> None:
+        """A file or directory that is there whole or not at all.
+
+        Raises
+        ------
+        FileError
+            `file_unwritable`.
+        """
+        try:
+            _whole(path, write)
+        except OSError as problem:
+            raise error("file_unwritable", path=path, reason=problem.strerror or problem) from problem
+
+    def sizes(self) -> dict[str, int]:
+        """How long the files are that grow with the steps."""
+        return {name: (self.path / name).stat().st_size for name in GROWING if (self.path / name).exists()}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Takes away what was added to them since they had these sizes."""
+        for name in GROWING:
+            if (self.path / name).exists():
+                os.truncate(self.path / name, sizes.get(name, 0))
+
+    def _snapshots(self) -> Path:
+        return self.path / "snapshots"
 
     def metrics(self, row: Mapping[str, float]) -> None:
         """Adds a step's numbers; what is NaN or infinite is null."""
