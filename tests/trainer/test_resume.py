@@ -63,7 +63,8 @@ def killed(place, kills, rng):
             break
     if process.returncode != 0:
         done = subprocess.run(command("--resume", place), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        # Killed on its way out, it had written everything.
+        assert done.returncode == 0 or "is at its end" in done.stderr, done.stderr
     assert told(place) == told(alone)
     return steps
 
