@@ -277,7 +277,8 @@ def run(
 
     arguments, loss, gradients, partials = launch(plan, batch, recipe, current)
     if len(partials):
-        coefficients[(len(partials),)](*arguments, **plan.formulas, BLOCK=BLOCK, num_warps=WARPS)
+        with torch.cuda.device_of(loss):  # type: ignore[no-untyped-call]
+            coefficients[(len(partials),)](*arguments, **plan.formulas, BLOCK=BLOCK, num_warps=WARPS)
     means = partials.sum(0) / max(batch.whole.live_tokens, 1)
     return loss, gradients, dict(zip(plan.metrics, means.unbind(), strict=True))
 
