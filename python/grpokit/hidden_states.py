@@ -105,9 +105,12 @@ def from_hidden(
     names, given = tuple(columns), tuple(columns.values())
     if provider is not None:
         made = _provided(provider, hidden, weight, batch, softcap)
-        out = run(
-            columns_door(batch, len(made), names, recipe), *made, *given, fused=backend("auto", made[0]) != "eager"
-        )
+        door = columns_door(batch, len(made), names, recipe)
+        for term in recipe.terms:
+            if "entropies" in term.objective.reads and made[0].requires_grad and not made[-1].requires_grad:
+                expected = f"what autograd can differentiate: {type(term.objective).__name__} is a term of them"
+                raise error("stage_result", stage="the provider", given="entropies without gradient", expected=expected)
+        out = run(door, *made, *given, fused=backend("auto", made[0]) != "eager")
         out.metrics["kernel"] = "provider"
         return out
     door = columns_door(batch, 0, names, recipe)
@@ -256,7 +259,11 @@ def _provided(
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != (len(rows),) or x.device != rows.device:
             given = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x)
             raise error("stage_result", stage="the provider", given=given, expected=expected)
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad) and not logps.requires_grad:
+    if (
+        torch.is_grad_enabled()
+        and (hidden.requires_grad or getattr(weight, "requires_grad", False))
+        and not logps.requires_grad
+    ):
         expected = "what autograd can differentiate by the hidden states and the weight"
         raise error("stage_result", stage="the provider", given="log-probs without gradient", expected=expected)
     return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in made)
