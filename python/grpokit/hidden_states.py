@@ -64,7 +64,8 @@ def from_hidden(
         As in `from_logits`; the kernels of one pass are not among them.
     workspace_bytes : int
         What the logits that are there at a time may take. The less, the more often the sum of the weight's gradient is
-        read and written; see also the notes.
+        read and written; see also the notes. Beside them there are the gradients, and that of the weight in fp32 while
+        it is summed over several workspaces.
     provider : callable, optional
         ``(hidden (N, H), weight, targets (N,), temperature) -> (logps (N,), entropies (N,))`` of the live tokens,
         differentiable by autograd: another fused linear layer, in place of all that is here. It is given the weight as
