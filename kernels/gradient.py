@@ -180,38 +180,39 @@ def gradient(
     config : Config, optional
         Instead of the table's.
     """
-    total = logits[..., 0].numel()
+    total = logits.shape[:-1].numel()
     if not len(places):
         out.zero_()
         return
     config = config or choose("gradient", logits.device)
-    gradient_kernel[(total,)](
-        logits,
-        out,
-        slots_of(places, logits),
-        targets,
-        state,
-        entropies,
-        g,
-        g if h is None else h,
-        *rows(logits),
-        *rows(out),
-        logits.shape[-1],
-        first,
-        math.log2(math.e) / temperature,
-        float(softcap or 1.0),
-        1.0 / temperature,
-        BLOCK=config.block,
-        ALIGNED=aligned(logits) and aligned(out),
-        HAS_ENTROPY=h is not None,
-        HAS_CAP=softcap is not None,
-        num_warps=config.warps,
-    )
+    with torch.cuda.device_of(logits):
+        gradient_kernel[(total,)](
+            logits,
+            out,
+            slots_of(places, logits),
+            targets,
+            state,
+            entropies,
+            g,
+            g if h is None else h,
+            *rows(logits),
+            *rows(out),
+            logits.shape[-1],
+            first,
+            math.log2(math.e) / temperature,
+            float(softcap or 1.0),
+            1.0 / temperature,
+            BLOCK=config.block,
+            ALIGNED=aligned(logits) and aligned(out),
+            HAS_ENTROPY=h is not None,
+            HAS_CAP=softcap is not None,
+            num_warps=config.warps,
+        )
 
 
 def slots_of(places: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """For every place of the layout which of the ascending `places` it is, or −1."""
-    total = logits[..., 0].numel()
+    total = logits.shape[:-1].numel()
     if len(places) == total:
         return places
     slots = torch.full((total,), -1, dtype=torch.int64, device=logits.device)

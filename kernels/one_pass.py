@@ -352,8 +352,10 @@ def tiles(V: int) -> tuple[int, int]:
     return (a, b) if 0 < b < a else (one, 0)
 
 
-def why_not_held(V: int, *, entropy: bool) -> str:
-    """Why `row_kernel` cannot take rows of V columns here; empty if it can."""
+def why_not_held(V: int, device: torch.device, *, entropy: bool) -> str:
+    """Why `row_kernel` cannot take rows of V columns there; empty if it can."""
+    if device.type == "cuda" and (torch.version.cuda is None or torch.cuda.get_device_capability(device) < (9, 0)):
+        return f"{torch.cuda.get_device_name(device)} has no clusters of thread blocks: Hopper and newer have"
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         return f"Triton {triton.__version__} has no reductions across the blocks of a cluster: 3.9 has"
     # 32 elements a thread, or 40 without entropies: with more of them the compiler spills.
@@ -362,9 +364,12 @@ def why_not_held(V: int, *, entropy: bool) -> str:
 
 
 def cluster(elements: int) -> tuple[int, int]:
-    """Blocks in a cluster and warps in a block, for rows of so many elements: 8 is the most that is portable."""
-    blocks = min(8, max(1, elements // 16_384))
-    return blocks, 16 if elements >= 16_384 else max(1, elements // 1024)
+    """Blocks in a cluster and warps in a block, both powers of two, for rows of so many elements: 32 for a thread.
+
+    8 blocks are the most that is portable.
+    """
+    blocks = triton.next_power_of_2(triton.cdiv(elements, 16_384))
+    return min(8, blocks), min(16, triton.next_power_of_2(triton.cdiv(elements, 1024)))
 
 
 def one_pass(
@@ -410,22 +415,26 @@ def one_pass(
     entropies = torch.empty_like(logps)
     where, is_aligned = rows(logits), aligned(logits)
     slots = slots_of(places, logits)
-    if n < len(slots):
-        zero_kernel[(len(slots),)](logits, slots, *where, V, ALIGNED=is_aligned, BLOCK=4096, num_warps=8)
-    if n:
-        numbers = math.log2(math.e) / temperature, float(softcap or 1.0), 1.0 / temperature
-        given = logits, places, targets, logps, entropies, *where, V, origin, *numbers, *arguments
-        how = {**formulas, "HAS_ENTROPY": entropy, "HAS_CAP": softcap is not None}
-        if hold:
-            a, b = tiles(V)
-            blocks, warps = cluster(a + b)
-            row_kernel[(n,)](*given, A=a, B=b, ALIGNED=is_aligned, **how, num_warps=warps, num_ctas=blocks)
-        else:
-            config = config or choose("sweep", logits.device)
-            vec = 16 // logits.element_size() if is_aligned else 1
-            lanes = min(32 * config.warps, config.block // vec)
-            how |= {"BLOCK": config.block, "VEC": vec, "LANES": lanes, "num_warps": config.warps}
-            sweep_kernel[(n,)](*given, **how)
+    known, *step = arguments
+    # What is in a tuple is specialized by its alignment, which a part's columns may not have: no variant for each.
+    known = tuple(x if x.data_ptr() % 16 == 0 else x.clone() for x in known)
+    with torch.cuda.device_of(logits):
+        if n < len(slots):
+            zero_kernel[(len(slots),)](logits, slots, *where, V, ALIGNED=is_aligned, BLOCK=4096, num_warps=8)
+        if n:
+            numbers = math.log2(math.e) / temperature, float(softcap or 1.0), 1.0 / temperature
+            given = logits, places, targets, logps, entropies, *where, V, origin, *numbers, known, *step
+            how = {**formulas, "HAS_ENTROPY": entropy, "HAS_CAP": softcap is not None}
+            if hold:
+                a, b = tiles(V)
+                blocks, warps = cluster(a + b)
+                row_kernel[(n,)](*given, A=a, B=b, ALIGNED=is_aligned, **how, num_warps=warps, num_ctas=blocks)
+            else:
+                config = config or choose("sweep", logits.device)
+                vec = 16 // logits.element_size() if is_aligned else 1
+                lanes = min(32 * config.warps, config.block // vec)
+                how |= {"BLOCK": config.block, "VEC": vec, "LANES": lanes, "num_warps": config.warps}
+                sweep_kernel[(n,)](*given, **how)
     return logps, entropies
 
 
@@ -434,4 +443,5 @@ def scale(logits: torch.Tensor, places: torch.Tensor, upstream: torch.Tensor) ->
     if len(places):
         slots, V = slots_of(places, logits), logits.shape[-1]
         how = {"ALIGNED": aligned(logits), "BLOCK": 4096, "num_warps": 8}
-        scale_kernel[(len(slots),)](logits, slots, upstream, *rows(logits), V, **how)
+        with torch.cuda.device_of(logits):
+            scale_kernel[(len(slots),)](logits, slots, upstream, *rows(logits), V, **how)

@@ -118,28 +118,29 @@ def stats(
         config = config or choose("stats", logits.device)
         # Where a row may start anywhere its logits are loaded one by one, and a thread's are no neighbours.
         vec = 16 // logits.element_size() if aligned(logits) else 1
-        stats_kernel[(n,)](
-            logits,
-            places,
-            targets,
-            logps,
-            entropies,
-            state,
-            length,
-            stride_b,
-            stride_t,
-            logits.shape[-1],
-            first,
-            math.log2(math.e) / temperature,
-            float(softcap or 1.0),
-            BLOCK=config.block,
-            VEC=vec,
-            LANES=min(32 * config.warps, config.block // vec),
-            STAGES=config.stages,
-            HAS_ENTROPY=entropy,
-            HAS_CAP=softcap is not None,
-            num_warps=config.warps,
-        )
+        with torch.cuda.device_of(logits):
+            stats_kernel[(n,)](
+                logits,
+                places,
+                targets,
+                logps,
+                entropies,
+                state,
+                length,
+                stride_b,
+                stride_t,
+                logits.shape[-1],
+                first,
+                math.log2(math.e) / temperature,
+                float(softcap or 1.0),
+                BLOCK=config.block,
+                VEC=vec,
+                LANES=min(32 * config.warps, config.block // vec),
+                STAGES=config.stages,
+                HAS_ENTROPY=entropy,
+                HAS_CAP=softcap is not None,
+                num_warps=config.warps,
+            )
     return logps, entropies, state
 
 

@@ -31,6 +31,13 @@ class Config:
     warps: int
     stages: int = 1
 
+    def __post_init__(self) -> None:
+        for name, value, least, most in (("block", self.block, 64, 65_536), ("warps", self.warps, 1, 32)):
+            if type(value) is not int or not least <= value <= most or value & (value - 1):
+                raise ValueError(f"{name} is {value!r}, and must be a power of 2 from {least} to {most}")
+        if type(self.stages) is not int or self.stages < 1:
+            raise ValueError(f"stages is {self.stages!r}, and must be at least 1")
+
 
 # Chosen by what the compiler gives (benches/results/sass.md), since nothing is measured on hardware yet: the fewest
 # instructions an element with half of an SM's warps or more, and with 48 KiB of loads under way in an SM (29 is what
@@ -69,6 +76,10 @@ def _tuned(path: str) -> dict[str, dict[str, Config]]:
         return {}
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = {(arch, name) for arch, row in TABLE.items() for name in row}
+        unknown = {(arch, name) for arch, row in table.items() for name in row} - known
+        if unknown:
+            raise ValueError("no architecture {} with a kernel {}".format(*min(unknown)))
         return {arch: {name: Config(**config) for name, config in row.items()} for arch, row in table.items()}
     except (OSError, ValueError, TypeError, AttributeError) as problem:
         expected = "expected a file that `grpokit tune -o FILE` wrote"

@@ -79,14 +79,6 @@ def test_columns_that_stay_in_eager_torch():
     assert not isinstance(lower(recipe(), bare), str)
 
 
-def test_where_the_kernel_runs(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert gates.available(torch.device("cuda"))
-    assert not gates.available(torch.device("cpu"))
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert gates.available(torch.device("cpu"))
-
-
 def test_a_part_costs_no_other_kernel():
     """Once the step is settled nothing is computed, read back or copied to launch the kernel."""
     r, batch = recipe(gk.Clip(), (gk.IcePop(), gk.Veto(policy="current")), extra=BONUSES), padded(D)

@@ -218,6 +218,15 @@ def call(x=X, w=W, r=None, batch=ONES, **more):
         (lambda: call(provider=lambda *a: (plain(*a)[0].long(), None)), "stage_result", "torch.int64"),
         (lambda: call(provider=lambda *a: (plain(*a)[0], 3.0)), "stage_result", "class 'float'"),
         (
+            lambda: call(
+                X.clone().requires_grad_(),
+                r=recipe(extra=(gk.Term(gk.Entropy(), -0.1),)),
+                provider=lambda *a: (plain(*a)[0], plain(*a)[1].detach()),
+            ),
+            "stage_result",
+            "entropies without gradient",
+        ),
+        (
             lambda: call(w=W.clone().requires_grad_(), provider=lambda *a: (plain(*a)[0].detach(), None)),
             "stage_result",
             "without gradient",

@@ -51,7 +51,12 @@ def test_what_cannot_be_timed():
         tune(0)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"sm_90": {"stats": {"blocks": 1}}}', None])
+TABLES = ["", "[1]", *(f'{{"sm_90": {{"stats": {config}}}}}' for config in ('{"blocks": 1}', "[1, 2]", "3"))]
+TABLES += [f'{{"sm_90": {{"stats": {{"block": {block}, "warps": {warps}}}}}}}' for block, warps in ((1000, 4), (64, 0))]
+TABLES += ['{"sm_90": {"stats": {"block": 64, "warps": 4, "stages": 0}}}', '{"sm90": {"stats": {}}}', None]
+
+
+@pytest.mark.parametrize("text", TABLES)
 def test_a_table_that_is_none(tmp_path, text):
     path = tmp_path / "table.json"
     if text is not None:

@@ -132,7 +132,7 @@ def _one_pass(dtype="bf16", V=128_256, softcap=None, entropy=True, hold=True):
 
 def _clusters(arch, triton):
     """Where there are clusters of thread blocks, and a Triton that reduces across them."""
-    return arch in ("sm_90", "sm_100") and triton >= "3.9"
+    return arch in ("sm_90", "sm_100") and tuple(map(int, triton.split(".")[:2])) >= (3, 9)
 
 
 def _row(V, most, occupancy, *, entropy=True):

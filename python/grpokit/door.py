@@ -7,6 +7,7 @@ one `torch.autograd.Function`. The coefficients are known before the backward pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from .metrics import measure
 from .tokens import sum_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ._recipe import Recipe
     from .batch import TokenBatch
@@ -128,9 +129,9 @@ def run(door: Door, *inputs: Tensor, fused: bool = False) -> LossOutput:
     with torch.no_grad():
         current = door.read(inputs)
         known = part_key(batch, recipe) in batch.whole.ready
-        plan = gates.lower(batch, recipe, current) if fused and not known else "eager torch"
+        plan = _untraced(gates.lower, batch, recipe, current) if fused and not known else "eager torch"
         if isinstance(plan, gates.Plan):
-            loss_T, gradients, metrics = gates.run(plan, batch, recipe, current)
+            loss_T, gradients, metrics = _untraced(gates.run, plan, batch, recipe, current)
         else:
             result = resolve(batch, recipe, current)
             loss_T, gradients, metrics = result.loss, result.gradients, measure(batch, recipe, current, result)
@@ -139,12 +140,23 @@ def run(door: Door, *inputs: Tensor, fused: bool = False) -> LossOutput:
     return LossOutput(loss, metrics, log_weights)
 
 
+def _untraced(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls the function, which starts a kernel of Triton itself: torch.compile leaves it as it is."""
+    if torch.compiler.is_compiling():
+        function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return function(*arguments)
+
+
 def sequence_log_weights(batch: TokenBatch, logps: Tensor) -> Tensor | None:
     """What `LossOutput.log_weights` is."""
     if "rollout_logps" not in batch.columns:
         return None
     lengths = batch.live.lengths
-    return sum_segments(logps.double() - batch.columns["rollout_logps"], lengths)[lengths > 0]
+    totals = sum_segments(logps.double() - batch.columns["rollout_logps"], lengths)
+    # How many there are is known to the host, which a mask as an index would make wait for the device.
+    ends = batch.whole.live.starts[batch.rows.start : batch.rows.stop + 1]
+    there = sum(a < b for a, b in pairwise(ends))
+    return totals if there == len(totals) else totals[(lengths == 0).byte().argsort(stable=True)[:there]]
 
 
 def resolve(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Coefficients:
@@ -166,7 +178,8 @@ def part_key(batch: TokenBatch, recipe: Recipe) -> tuple[tuple[int, int], Recipe
 
 def check_floats(name: str, x: Tensor, batch: TokenBatch) -> None:
     """Refuses what is no tensor of floats where the batch is."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise error("token_type", name=name, given=getattr(x, "dtype", type(x)), expected="a tensor of floats")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.element_size() < 2:
+        expected = "a tensor of floats of 16 bits or more"
+        raise error("token_type", name=name, given=getattr(x, "dtype", type(x)), expected=expected)
     if x.device != batch.device:
         raise error("token_type", name=name, given=f"on {x.device}", expected=f"on {batch.device}, like targets")

@@ -283,6 +283,11 @@ KINDS: dict[str, Kind] = {
         InputError,
         "{what} cannot run: {why}.{remedy}",
     ),
+    "overwritten_logits": Kind(
+        StateError,
+        "these logits are a gradient already: a loss with inplace=True has overwritten them. Compute them again, or "
+        "read them before.",
+    ),
     "sharded_tensor": Kind(
         InputTypeError,
         "{name} is a DTensor, of which a shard is here. {remedy}",

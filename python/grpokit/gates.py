@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,11 +127,6 @@ class Plan:
     columns: tuple[str | None, ...]
     metrics: tuple[str, ...]
     formulas: Mapping[str, Any]
-
-
-def available(device: torch.device) -> bool:
-    """Whether the kernel runs there: on a GPU, or anywhere in Triton's interpreter."""
-    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def lower(batch: TokenBatch, recipe: Recipe, current: Mapping[str, Tensor]) -> Plan | str:
@@ -257,7 +251,7 @@ def run(
     plan : Plan
         What `lower` made of the rest.
     batch, recipe, current
-        As in `equation.coefficients`; on a device that is `available`.
+        As in `equation.coefficients`; on a GPU, or anywhere in Triton's interpreter.
 
     Returns
     -------
@@ -277,7 +271,8 @@ def run(
 
     arguments, loss, gradients, partials = launch(plan, batch, recipe, current)
     if len(partials):
-        coefficients[(len(partials),)](*arguments, **plan.formulas, BLOCK=BLOCK, num_warps=WARPS)
+        with torch.cuda.device_of(loss):  # type: ignore[no-untyped-call]
+            coefficients[(len(partials),)](*arguments, **plan.formulas, BLOCK=BLOCK, num_warps=WARPS)
     means = partials.sum(0) / max(batch.whole.live_tokens, 1)
     return loss, gradients, dict(zip(plan.metrics, means.unbind(), strict=True))
 

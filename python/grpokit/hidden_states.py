@@ -64,7 +64,8 @@ def from_hidden(
         As in `from_logits`; the kernels of one pass are not among them.
     workspace_bytes : int
         What the logits that are there at a time may take. The less, the more often the sum of the weight's gradient is
-        read and written; see also the notes.
+        read and written; see also the notes. Beside them there are the gradients, and that of the weight in fp32 while
+        it is summed over several workspaces.
     provider : callable, optional
         ``(hidden (N, H), weight, targets (N,), temperature) -> (logps (N,), entropies (N,))`` of the live tokens,
         differentiable by autograd: another fused linear layer, in place of all that is here. It is given the weight as
@@ -105,9 +106,12 @@ def from_hidden(
     names, given = tuple(columns), tuple(columns.values())
     if provider is not None:
         made = _provided(provider, hidden, weight, batch, softcap)
-        out = run(
-            columns_door(batch, len(made), names, recipe), *made, *given, fused=backend("auto", made[0]) != "eager"
-        )
+        door = columns_door(batch, len(made), names, recipe)
+        for term in recipe.terms:
+            if "entropies" in term.objective.reads and made[0].requires_grad and not made[-1].requires_grad:
+                expected = f"what autograd can differentiate: {type(term.objective).__name__} is a term of them"
+                raise error("stage_result", stage="the provider", given="entropies without gradient", expected=expected)
+        out = run(door, *made, *given, fused=backend("auto", made[0]) != "eager")
         out.metrics["kernel"] = "provider"
         return out
     door = columns_door(batch, 0, names, recipe)
@@ -256,7 +260,11 @@ def _provided(
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != (len(rows),) or x.device != rows.device:
             given = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x)
             raise error("stage_result", stage="the provider", given=given, expected=expected)
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad) and not logps.requires_grad:
+    if (
+        torch.is_grad_enabled()
+        and (hidden.requires_grad or getattr(weight, "requires_grad", False))
+        and not logps.requires_grad
+    ):
         expected = "what autograd can differentiate by the hidden states and the weight"
         raise error("stage_result", stage="the provider", given="log-probs without gradient", expected=expected)
     return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in made)

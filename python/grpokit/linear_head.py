@@ -80,12 +80,15 @@ class Head:
         self.rows = workspace_bytes // row
         self.workspace = self.weight.new_empty(min(self.rows, T), V)
         self.kernel = backend(kernel, self.workspace)
-        if self.kernel in ONE_PASS:
+        if kernel in ONE_PASS:
             why, remedy = (
                 "the logits of a head are read and overwritten by two kernels",
                 " Take 'two_kernel' or 'auto'.",
             )
-            raise error("no_kernel", what=f"kernel={self.kernel!r}", why=why, remedy=remedy)
+            raise error("no_kernel", what=f"kernel={kernel!r}", why=why, remedy=remedy)
+        if self.kernel in ONE_PASS:
+            # The environment's, for other calls.
+            self.kernel = "two_kernel"
         self.how = batch.temperature, softcap, 0, self.kernel
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.columns = {name: self.weight.new_zeros(T, dtype=wide) for name in MADE}

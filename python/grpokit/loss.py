@@ -104,8 +104,10 @@ def from_logits(
     shard : VocabularyShard, optional
         Which columns of the vocabulary these are, where V is split over ranks; the loss is the same on each.
     inplace : bool
-        Writes the gradient over the logits in the backward pass, which saves a tensor of their size. Whoever needs the
-        logits afterwards, a second backward pass among them, gets torch's error for that.
+        Writes the gradient over the logits in the backward pass, which saves a tensor of their size. Who has saved the
+        logits for a backward pass of its own, or passes back a second time, gets torch's error for that; another loss
+        of them, `overwritten_logits`. Where torch cannot tell, under torch.compile and with hooks on what autograd
+        saves (checkpoint(use_reentrant=False), save_on_cpu), the gradient gets a tensor of its own all the same.
     kernel : {"auto", "eager", "two_kernel", "one_kernel", "one_kernel_l2"}
         What reads and writes the logits: eager torch, or the Triton kernels of `grpokit.kernels`; see docs/kernels.md.
         "auto" is the two kernels on a CUDA device where they can run; the environment variable ``GRPOKIT_KERNEL`` may
@@ -129,15 +131,14 @@ def from_logits(
     With p = softmax(z / τ) and the coefficients g and h,
     ∂LOSS/∂z_v = (g (1[v = target] − p_v) − h p_v (log p_v + H)) / τ.
     """
-    reader = Reader(logits, batch, softcap=softcap, shard=shard, kernel=kernel)
+    reader = Reader(logits, batch, softcap=softcap, shard=shard, inplace=inplace, kernel=kernel)
     door = columns_door(batch, 2, tuple(columns), recipe)
-    how: dict[str, Any] = {"named": kernel != "auto", "inplace": inplace, "columns": tuple(columns)}
-    took = one_pass.choose(reader, logits, recipe, **how)
+    took = one_pass.choose(reader, logits, recipe, named=kernel != "auto", columns=tuple(columns))
     if took in ONE_PASS:
         out = one_pass.loss(logits, batch, recipe, softcap=softcap, hold=took == "one_kernel")
         out.metrics["kernel"] = took
         return out
-    read = reader.read(logits, inplace=inplace)
+    read = reader.read(logits)
     out = run(door, *read, *columns.values(), fused=took != "eager")
     out.metrics["kernel"] = took
     return out

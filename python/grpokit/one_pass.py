@@ -7,6 +7,7 @@ forward pass, as if the upstream gradient were 1; the backward pass multiplies b
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from . import gates
 from .door import LossOutput, part_key, sequence_log_weights
 from .errors import error
 from .metrics import measure
-from .vocabulary import ONE_PASS
+from .vocabulary import ONE_PASS, VARIABLE, overwritten, why_not_in_place
 
 if TYPE_CHECKING:
     from ._recipe import Recipe
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from .vocabulary import Reader
 
 
-def choose(
-    reader: Reader, logits: Tensor, recipe: Recipe, *, named: bool, inplace: bool, columns: tuple[str, ...]
-) -> str:
+def choose(reader: Reader, logits: Tensor, recipe: Recipe, *, named: bool, columns: tuple[str, ...]) -> str:
     """The kernel that is taken: the one that was named, or for "auto" one pass where the call allows it.
 
     The environment may ask for one pass; the table says where it is right and faster.
@@ -39,40 +38,44 @@ def choose(
     """
     kernel = reader.kernel
     if kernel in ONE_PASS:
-        why = _why_not(kernel, reader, logits, recipe, inplace=inplace, columns=columns)
+        why = _why_not(kernel, reader, logits, recipe, columns)
         if why and named:
             remedy = " Take kernel='two_kernel', or 'auto', which takes what there is."
             raise error("no_kernel", what=f"kernel={kernel!r}", why=why, remedy=remedy)
         kernel = "two_kernel" if why else kernel
-    elif kernel == "two_kernel" and not named and inplace:
+    elif kernel == "two_kernel" and reader.inplace and not named and os.environ.get(VARIABLE, "auto") == "auto":
         from .kernels import table
 
         if table.architecture(logits.device) in table.ONE_PASS:
-            can = (
-                name for name in ONE_PASS if not _why_not(name, reader, logits, recipe, inplace=True, columns=columns)
-            )
+            can = (name for name in ONE_PASS if not _why_not(name, reader, logits, recipe, columns))
             kernel = next(can, kernel)
     if kernel in ONE_PASS and not (torch.is_grad_enabled() and logits.requires_grad):
         return "two_kernel"
     return kernel
 
 
-def _why_not(
-    kernel: str, reader: Reader, logits: Tensor, recipe: Recipe, *, inplace: bool, columns: tuple[str, ...]
-) -> str:
+def _why_not(kernel: str, reader: Reader, logits: Tensor, recipe: Recipe, columns: tuple[str, ...]) -> str:
     """Why one pass cannot do it; empty if it can."""
     from .kernels.one_pass import why_not_held
 
-    if not inplace:
+    if not reader.inplace:
         return "it writes the gradient over the logits, so it needs inplace=True"
+    hidden = why_not_in_place()
+    if hidden:
+        return f"it writes the gradient over the logits: {hidden}"
     if reader.shard is not None:
         return "a row is not whole in a shard of the vocabulary"
     if columns:
         return f"the column {columns[0]!r} has a gradient of its own"
-    if kernel == "one_kernel" and logits.element_size() > 2:
-        return f"rows of {logits.dtype} do not fit in registers: it reads bf16 and fp16"
-    held = why_not_held(logits.shape[-1], entropy=recipe.reads("entropies")) if kernel == "one_kernel" else ""
-    return held or why_not(reader.batch, recipe)
+    if logits.dtype == torch.float16:
+        return "an fp16 gradient that is written before a gradient scaler's factor is known would underflow"
+    if kernel == "one_kernel":
+        if logits.element_size() > 2:
+            return f"rows of {logits.dtype} do not fit in registers: it reads bf16"
+        why = why_not_held(logits.shape[-1], logits.device, entropy=recipe.reads("entropies"))
+        if why:
+            return why
+    return why_not(reader.batch, recipe)
 
 
 def why_not(batch: TokenBatch, recipe: Recipe) -> str:
@@ -129,7 +132,7 @@ def loss(logits: Tensor, batch: TokenBatch, recipe: Recipe, *, softcap: float | 
             entropy=entropy,
             hold=hold,
         )
-        torch.autograd.graph.increment_version(logits)
+        overwritten(logits)
         current = _like(recipe, logps, entropies)
         if ready is not None:
             loss_T, metrics = ready.loss, measure(batch, recipe, current, ready)
@@ -154,5 +157,5 @@ class _Written(torch.autograd.Function):
 
         logits, places = ctx.saved_tensors
         scale(logits.detach(), places, upstream)
-        torch.autograd.graph.increment_version(logits)
+        overwritten(logits)
         return logits.detach(), None, None

@@ -8,7 +8,6 @@ may overwrite them, or where they are a shard of the vocabulary.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 import os
@@ -26,10 +25,14 @@ if TYPE_CHECKING:
 
     from .batch import TokenBatch
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 ONE_PASS = ("one_kernel", "one_kernel_l2")
 KERNELS = ("auto", "eager", "two_kernel", *ONE_PASS)
+VARIABLE = "GRPOKIT_KERNEL"
 # Of the logarithms in the state that a back end keeps of a row.
 BASE = {"eager": math.e, "two_kernel": 2.0}
+# What a tensor is marked with when it is overwritten: its version then.
+OVERWRITTEN = "_grpokit_overwritten"
 # Entries of the logits that eager torch works on at a time, in fp32 or wider: what a CPU's cache holds. A GPU takes 64
 # times as many, so that starting kernels costs nothing.
 CHUNK = 2**20
@@ -85,7 +88,7 @@ class Reader:
         What will be read, or one like it.
     batch : TokenBatch
         Its targets, its layout and its temperature.
-    softcap, shard, kernel
+    softcap, shard, inplace, kernel
         As in `grpokit.loss.from_logits`.
 
     Raises
@@ -93,7 +96,9 @@ class Reader:
     InputError
         `token_shape`, `target_range`, `bad_parameter`, `no_kernel`.
     InputTypeError
-        `token_type`.
+        `token_type`, `sharded_tensor`.
+    StateError
+        `overwritten_logits`.
     """
 
     def __init__(
@@ -103,20 +108,34 @@ class Reader:
         *,
         softcap: float | None = None,
         shard: VocabularyShard | None = None,
+        inplace: bool = False,
         kernel: str = "auto",
     ) -> None:
         check_floats("logits", logits, batch)
         if logits.dim() != len(batch.shape) + 1 or logits.shape[:-1] != batch.shape:
             expected = f"{(*batch.shape, 'V')}, a row for every place of the batch"
             raise error("token_shape", name="logits", given=tuple(logits.shape), expected=expected)
+        if hasattr(logits, "full_tensor"):
+            remedy = "Give logits.to_local() and shard=VocabularyShard(...), or logits.full_tensor()."
+            raise error("sharded_tensor", name="logits", remedy=remedy)
+        version = getattr(logits, OVERWRITTEN, None)
+        if version is not None and version == logits._version:
+            raise error("overwritten_logits")
+        if inplace and shares_memory(logits):
+            expected = "False: some of these logits share their memory, as expanded ones do"
+            raise error("bad_parameter", owner="the loss", name="inplace", given=inplace, expected=expected)
+        if shard is not None:
+            _check_shard(shard, logits.shape[-1])
         check_numbers(batch, logits.shape[-1] if shard is None else shard.vocabulary, softcap)
         self.batch, self.softcap, self.shard, self.kernel = batch, softcap, shard, backend(kernel, logits)
+        self.inplace = inplace
 
-    def read(self, logits: Tensor, *, inplace: bool = False) -> tuple[Tensor, Tensor]:
+    def read(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the live tokens, with a way back to the logits."""
         first = 0 if self.shard is None else self.shard.first
         how = self.batch.temperature, self.softcap, first, "eager" if self.kernel == "eager" else "two_kernel"
         inputs = logits, self.batch.live.index, self.batch.columns["targets"], *how
+        inplace = self.inplace and not why_not_in_place()
         if inplace or self.shard is not None:
             logps, entropies, _ = TokenStats.apply(inplace, self.shard, *inputs)
         else:
@@ -124,14 +143,56 @@ class Reader:
         return logps, entropies
 
 
+def why_not_in_place() -> str:
+    """Why nothing may be overwritten here; empty if it may.
+
+    Autograd tells whoever needs overwritten logits by their version, which it looks at neither where hooks keep what is
+    saved nor between compiled graphs: their reader would take the gradient for them.
+    """
+    if torch.compiler.is_compiling():
+        return "torch.compile traces it"
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(""):
+            return ""
+    except RuntimeError:
+        return "hooks keep what autograd saves, as under checkpoint(use_reentrant=False)"
+
+
+def overwritten(logits: Tensor) -> None:
+    """Tells autograd, and `Reader`, that the gradient is where the logits were."""
+    torch.autograd.graph.increment_version(logits)
+    setattr(logits, OVERWRITTEN, logits._version)
+
+
+def shares_memory(x: Tensor) -> bool:
+    """Whether several entries may lie in one place."""
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and x.numel():
+            if stride < reach:
+                return True
+            reach += stride * (size - 1)
+    return False
+
+
 def check_numbers(batch: TokenBatch, vocabulary: int, softcap: float | None) -> None:
     """Refuses targets beyond the vocabulary, and a soft cap that is none."""
     for value in batch.target_range:
         if not 0 <= value < vocabulary and batch.whole.live_tokens:
             raise error("target_range", value=value, vocabulary=vocabulary, last=vocabulary - 1)
-    if softcap is not None and not 0 < softcap < math.inf:
+    if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < math.inf):
         expected = "a number more than 0, or None"
         raise error("bad_parameter", owner="the loss", name="softcap", given=softcap, expected=expected)
+
+
+def _check_shard(shard: object, columns: int) -> None:
+    """Refuses what is no shard of so many columns."""
+    if not isinstance(shard, VocabularyShard):
+        expected = "a VocabularyShard, or None"
+        raise error("bad_parameter", owner="the loss", name="shard", given=shard, expected=expected)
+    if not 0 <= shard.first <= shard.vocabulary - columns:
+        expected = f"from 0 to {shard.vocabulary - columns}, for {columns} columns of {shard.vocabulary}"
+        raise error("bad_parameter", owner="VocabularyShard", name="first", given=shard.first, expected=expected)
 
 
 def backend(kernel: str, logits: Tensor) -> str:
@@ -156,12 +217,10 @@ def backend(kernel: str, logits: Tensor) -> str:
     if kernel not in KERNELS:
         raise error("bad_parameter", owner="the loss", name="kernel", given=kernel, expected=f"one of {KERNELS}")
     if kernel == "auto":
-        chosen = os.environ.get("GRPOKIT_KERNEL", "auto")
+        chosen = os.environ.get(VARIABLE, "auto")
         if chosen not in KERNELS:
             expected = f"one of {KERNELS}"
-            raise error(
-                "bad_parameter", owner="the environment", name="GRPOKIT_KERNEL", given=chosen, expected=expected
-            )
+            raise error("bad_parameter", owner="the environment", name=VARIABLE, given=chosen, expected=expected)
         kernel = chosen
     why = why_no_kernel(logits)
     if kernel == "auto":
@@ -180,18 +239,13 @@ def why_no_kernel(logits: Tensor) -> str:
         return f"the logits have {logits.dim()} dimensions"
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
         return f"the logits' last dimension has stride {logits.stride(-1)}: call .contiguous()"
-    if not _has_triton():
+    if not HAS_TRITON:
         return "Triton is not installed"
     if logits.is_cuda and torch.version.cuda and torch.cuda.get_device_capability(logits.device) < (8, 0):
         return f"{torch.cuda.get_device_name(logits.device)} is older than Ampere"
     if not logits.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the logits are on {logits.device}, and TRITON_INTERPRET is not 1"
     return ""
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @torch.library.custom_op("grpokit::token_stats", mutates_args=())
@@ -322,8 +376,9 @@ def write_gradient(
 
         gradient(logits, out, places, targets, state, entropies, g, h, temperature, softcap, first=first)
         return
-    if len(places) < out[..., 0].numel():
-        live = torch.zeros(out[..., 0].numel(), dtype=torch.bool, device=out.device).index_fill_(0, places, True)
+    total = out.shape[:-1].numel()
+    if len(places) < total:
+        live = torch.zeros(total, dtype=torch.bool, device=out.device).index_fill_(0, places, True)
         out.masked_fill_(~live.view(*out.shape[:-1], 1), 0)
     for at, z, slope in _chunks(logits, places, temperature, softcap):
         log_p = z.sub_(state[at, :1]).sub_(state[at, 1:])
@@ -412,5 +467,5 @@ class TokenStats(torch.autograd.Function):
         out = logits.detach()
         g = torch.zeros_like(entropies) if g is None else g.contiguous()
         write_gradient(out, out, places, targets, state, entropies, g, None if h is None else h.contiguous(), *ctx.how)
-        torch.autograd.graph.increment_version(logits)
+        overwritten(logits)
         return None, None, out, *(None,) * 6

@@ -23,6 +23,7 @@ LAUNCHES = """
 import json, torch
 from compiled.launches import recorded
 from grpokit.kernels.gradient import gradient
+from grpokit.kernels.one_pass import one_pass, scale
 from grpokit.kernels.stats import stats
 
 SHAPES = [(1,), (2,), (3,), (16,), (17,), (31,), (64,), (1, 1), (1, 2), (1, 16), (16, 1), (9, 1), (2, 3), (3, 2)]
@@ -43,11 +44,26 @@ for entropy in (True, False):
             out = logits if i % 2 else torch.empty_like(logits)
             h = g if entropy else None
             gradient(logits, out, *how[:2], state, entropies, g, h, *how[2:], first=i)
+            known, whole = (g, ones[i % 4 :][:n]), (ones, None, ones, None)
+            shares, bounds = (ones.double(), ones.double()), (-0.2 * (i % 3), 1.0, float("inf") if i % 5 else 3.0)
+            for formulas, arguments in (
+                ({"GATE": None, "BASE": "old", "TERMS": ()}, (known, (None,) * 4, None, None, (), (), (), ())),
+                (
+                    {"GATE": "Clip", "BASE": "old", "TERMS": ("k3", "ref", False)},
+                    ((), whole, ones, None, shares, (0.5 * (i % 3),), (None,), bounds),
+                ),
+            ):
+                more = {"formulas": formulas, "arguments": arguments, "origin": i, "entropy": entropy}
+                one_pass(logits, *how, **more, hold=True)
+                one_pass(logits, *how, **more, hold=False)
+            scale(logits, places, ones[i % 2])
         apart = torch.empty_strided((2, 2, V), (2**32, 2**31, 1), dtype=torch.bfloat16, device="meta")
         stats(apart, ids[:4], ids[:4], 1.0, entropy=entropy)
         gradient(apart, apart, ids[:4], ids[:4], state, entropies, g, h, 1.0)
     for launch in launches:
-        variants.setdefault(f"{launch.kernel.__name__}, entropy {entropy}", set()).add(launch.key)
+        names = launch.kernel.arg_names
+        gate = launch.constants[names.index("GATE"),] if "GATE" in names else ""
+        variants.setdefault(f"{launch.kernel.__name__}, entropy {entropy}, {gate}", set()).add(launch.key)
 print(json.dumps({name: sorted(keys) for name, keys in variants.items()}))
 """
 
@@ -123,7 +139,8 @@ def test_every_kernel_on_every_architecture(tmp_path, triton):
 def test_rows_lengths_and_temperatures_share_a_kernel(tmp_path, V):
     """Two variants at most, for rows that are aligned or not; one, as long as V alone decides that."""
     variants = run(tmp_path, "-c", f"V = {V}\n{LAUNCHES}")
-    assert len(variants) == 4
+    # stats, gradient, two kernels of one pass by two formulas, zero and scale; with entropies and without.
+    assert len(variants) == 16
     for name, keys in variants.items():
         assert len(keys) <= 2, f"{name} is compiled {len(keys)} times: {keys}"
     if V == 64:

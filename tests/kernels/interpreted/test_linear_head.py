@@ -29,3 +29,11 @@ def test_one_pass_is_refused(kernel):
     with pytest.raises(gk.InputError, match="are read and overwritten by two kernels") as caught:
         losses.from_hidden(single["hidden"], weight.float(), padded(single), RECIPES["clip"], kernel=kernel)
     assert caught.value.kind == "no_kernel"
+
+
+def test_one_pass_that_the_environment_asks_for_is_two_kernels(monkeypatch):
+    monkeypatch.setenv("GRPOKIT_KERNEL", "one_kernel")
+    d, weight = headed(13)
+    single = cast(d, torch.float32)
+    out = losses.from_hidden(single["hidden"], weight.float(), padded(single), RECIPES["clip"])
+    assert out.metrics["kernel"] == "two_kernel"

@@ -1,11 +1,10 @@
 """One pass over the logits is the two kernels: token-level recipes, and any recipe that was observed."""
 
-import math
-
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from grpokit import KL, Entropy, InputError, Term
+from grpokit import KL, Entropy, InputError, StateError, Term, vocabulary
 from grpokit import loss as losses
 from grpokit.kernels import table as configurations
 from grpokit.kernels.one_pass import cluster, tiles, why_not_held
@@ -14,6 +13,7 @@ from tests.losses import RECIPES, WEIGHED, cast, padded, same, table
 TOKENS = ("clip_sequence_mean", "luffy", "icepop_kept", "dual_constant")
 WHOLE = ("gspo_icepop", "vespo_folds_icepop", "weight_s2t", "kl_cov")
 KINDS = RECIPES | WEIGHED
+CPU = torch.device("cpu")
 
 
 def few():
@@ -83,6 +83,31 @@ def test_overwritten_logits_are_not_used_again():
         out.loss.backward()
 
 
+def test_another_loss_of_overwritten_logits_is_refused():
+    """They are a gradient before the backward pass."""
+    d = few()
+    x = d["logits"].bfloat16().requires_grad_() * 1
+    losses.from_logits(x, padded(d), RECIPES["clip"], inplace=True, kernel="one_kernel")
+    for kernel in ("eager", "two_kernel", "one_kernel_l2"):
+        with pytest.raises(StateError, match="these logits are a gradient already"):
+            losses.from_logits(x, padded(d), RECIPES["clip"], inplace=True, kernel=kernel)
+
+
+def test_a_checkpoint_hides_who_needs_the_logits():
+    d = few()
+    x = d["logits"].bfloat16().requires_grad_()
+
+    def loss(x):
+        return losses.from_logits(x * 1, padded(d), RECIPES["clip"], inplace=True, kernel="one_kernel").loss
+
+    with pytest.raises(InputError, match="checkpoint"):
+        checkpoint(loss, x, use_reentrant=False)
+    loss(x).backward()
+    once, x.grad = x.grad, None
+    checkpoint(loss, x, use_reentrant=True).backward()
+    assert torch.equal(x.grad, once)
+
+
 def test_without_a_gradient_the_logits_are_only_read():
     d = few()
     x = d["logits"].bfloat16()
@@ -108,17 +133,22 @@ def test_auto_takes_it_where_the_table_says_so(monkeypatch):
     assert took(inplace=False) == took("gspo_icepop") == took(dtype=torch.float32) == "two_kernel"
     monkeypatch.setenv("GRPOKIT_KERNEL", "one_kernel_l2")
     assert took(dtype=torch.float32) == "one_kernel_l2"
-    monkeypatch.setenv("GRPOKIT_KERNEL", "two_kernel")
     monkeypatch.setattr(configurations, "ONE_PASS", frozenset({configurations.DEFAULT}))
+    monkeypatch.setenv("GRPOKIT_KERNEL", "two_kernel")
+    assert took() == "two_kernel"
+    # As "auto" is on a GPU.
+    monkeypatch.delenv("GRPOKIT_KERNEL")
+    monkeypatch.setattr(vocabulary, "backend", lambda *_: "two_kernel")
     assert (took(), took(dtype=torch.float32), took("gspo_icepop")) == ("one_kernel", "one_kernel_l2", "two_kernel")
-    assert took(kernel="two_kernel") == took(inplace=False) == "two_kernel"
+    assert took(dtype=torch.float16) == took(kernel="two_kernel") == took(inplace=False) == "two_kernel"
 
 
 @pytest.mark.parametrize(
     ("name", "how", "words"),
     [
         ("clip", {"inplace": False}, "inplace=True"),
-        ("clip", {"dtype": torch.float32}, "bf16 and fp16"),
+        ("clip", {"dtype": torch.float32}, "registers: it reads bf16"),
+        ("clip", {"dtype": torch.float16}, "underflow"),
         ("clip", {"values": torch.zeros(4, 4)}, "'values' has a gradient"),
         ("gspo_icepop", {}, "observe"),
         ("alone_Divergence", {}, "no closed form"),
@@ -137,9 +167,23 @@ def test_rows_in_tiles():
         a, b = tiles(V)
         assert V <= a + b <= 2 * V
         assert all(n == 0 or n & (n - 1) == 0 for n in (a, b))
-        blocks, warps = cluster(a + b)
-        assert (a + b) / (blocks * warps * 32) <= 40
-        assert math.log2(blocks).is_integer()
-        assert not why_not_held(V, entropy=False)
-    assert "163841 columns do not fit" in why_not_held(163_841, entropy=False)
-    assert "columns do not fit" in why_not_held(131_073, entropy=True)
+        assert not why_not_held(V, CPU, entropy=False)
+    # Rows of any size: Triton takes powers of two only, and the compiler spills beyond so many a thread.
+    for elements in {sum(tiles(V)) for V in range(1, 163_841)}:
+        blocks, warps = cluster(elements)
+        assert {blocks, warps} <= {1, 2, 4, 8, 16}
+        assert blocks <= 8
+        assert elements / (blocks * warps * 32) <= (32 if elements <= 131_072 else 40)
+    assert "163841 columns do not fit" in why_not_held(163_841, CPU, entropy=False)
+    assert "columns do not fit" in why_not_held(131_073, CPU, entropy=True)
+
+
+def test_a_gpu_without_clusters(monkeypatch):
+    """An A100, as Triton would say in an error of its own."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
+    gpu = torch.device("cuda:0")
+    assert why_not_held(1000, gpu, entropy=True) == "A100 has no clusters of thread blocks: Hopper and newer have"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert not why_not_held(1000, gpu, entropy=True)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 from grpokit import loss as losses
 from grpokit.kernels.gradient import gradient
@@ -191,3 +192,48 @@ def test_padded_is_packed_and_parts_are_the_whole(name):
             losses.from_logits(leaf[part.span], part, RECIPES[name], kernel="two_kernel").loss.backward()
         found.append(leaf.grad.reshape(-1, leaf.shape[-1])[batch.live.index])
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kernel", ["two_kernel", "one_kernel_l2"])
+def test_every_launch_is_on_the_device_of_the_tensors(monkeypatch, kernel):
+    """Triton takes the current device, which is another one where a model is spread over several."""
+    entered, outside = [], []
+
+    class Device:
+        def __init__(self, tensor):
+            self.device = tensor.device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.pop()
+
+    launch = InterpretedFunction.run
+    monkeypatch.setattr(torch.cuda, "device_of", Device)
+    monkeypatch.setattr(
+        InterpretedFunction, "run", lambda self, *a, **k: (outside.append(not entered), launch(self, *a, **k))[1]
+    )
+    d = cast(table(13, lengths=(4, 0, 3)), torch.float32)
+    out = losses.from_logits(d["logits"].requires_grad_() * 1, padded(d), RECIPES["clip"], inplace=True, kernel=kernel)
+    (out.loss * 2).backward()
+    assert len(outside) >= 3
+    assert not any(outside)
+
+
+@pytest.mark.parametrize("name", ["clip", "gspo_icepop"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_under_compile(name):
+    """Nothing of the launches is traced."""
+    d, r = cast(table(13, lengths=(4, 0, 3)), torch.float32), RECIPES[name]
+    batch, found = padded(d), []
+
+    def total(x):
+        return losses.from_logits(x * 1, batch, r, kernel="two_kernel", inplace=True).loss
+
+    for call in (total, torch.compile(total, backend="aot_eager")):
+        leaf = d["logits"].clone().requires_grad_()
+        loss = call(leaf)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    same(*found, 0)
