@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import math
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,16 +23,12 @@ from grpokit.parameters import check_choice
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
+from .fields import above as _above
+from .fields import at_least as _at_least
+from .fields import check as _check
+
 if typing.TYPE_CHECKING:
     import os
-
-
-def _at_least(low: float, default: Any) -> Any:
-    return field(default=default, metadata={"low": low})
-
-
-def _above(low: float, default: Any) -> Any:
-    return field(default=default, metadata={"above": low})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,26 +389,6 @@ def _build(cls: Any, data: Mapping[str, Any]) -> Any:
         if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
             given[name] = _build(hints[name], value)
     return cls(**given)
-
-
-_SAID = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table"}
-
-
-def _check(config: Any) -> None:
-    hints = typing.get_type_hints(type(config))
-    for f in dataclasses.fields(config):
-        value, hint = getattr(config, f.name), hints[f.name]
-        cls = typing.get_origin(hint) or hint
-        low, above = f.metadata.get("low"), f.metadata.get("above")
-        bound = f", {low} or more" if low is not None else f" above {above}" if above is not None else ""
-        fine = isinstance(value, (int, float) if cls is float else cls) and (cls is bool or not isinstance(value, bool))
-        if fine and bound:
-            fine = math.isfinite(value) and (value >= low if low is not None else value > above)
-        if not fine:
-            expected = _SAID.get(cls, f"a table, {cls.__name__}") + bound
-            raise error("bad_parameter", owner=type(config).__name__, name=f.name, given=value, expected=expected)
-        if cls is float:
-            object.__setattr__(config, f.name, float(value))
 
 
 def _write(value: Any) -> str:
