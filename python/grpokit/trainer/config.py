@@ -23,6 +23,7 @@ from grpokit.parameters import check_choice
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
+from .config_tasks import IN_PYTHON, RewardConfig, TaskConfig
 from .fields import above as _above
 from .fields import at_least as _at_least
 from .fields import check as _check
@@ -208,6 +209,10 @@ class TrainConfig:
         Adds an entropy bonus and steers it.
     lr_control : LRControl
         Scales each update's learning rate: VCPO's.
+    task : TaskConfig
+        Where the prompts come from.
+    rewards : RewardConfig
+        What completions are worth, where it is not the task that says it.
     tiny : TinyModel
         The model.
     warm_start : WarmStart
@@ -244,6 +249,8 @@ class TrainConfig:
     kl_control: KLControl = field(default_factory=KLControl)
     entropy_control: EntropyControl = field(default_factory=EntropyControl)
     lr_control: LRControl = field(default_factory=LRControl)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
     tiny: TinyModel = field(default_factory=TinyModel)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -319,7 +326,7 @@ class TrainConfig:
         defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         # None is left out, since TOML has no word for it; it is the default wherever it is allowed.
         given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
-        resolved = dataclasses.replace(self, recipe_parameters=given)
+        resolved = dataclasses.replace(self, recipe_parameters=given, task=self.task.resolve())
         recipe = resolved.make_recipe()
         if self.kl_control.target:
             AdaptiveKL(1.0, self.kl_control.target).apply(recipe)  # it must have a penalty to steer
@@ -335,6 +342,16 @@ class TrainConfig:
                 expected=expected,
             )
         return resolved
+
+    def with_given(self, task: Any, functions: Any) -> TrainConfig:
+        """The same with the names of what was given in Python, which a file can tell and not give again."""
+        named, rewards = self.task, self.rewards
+        if task is not None:
+            named = TaskConfig(name=IN_PYTHON + type(task).__name__)
+        if functions:
+            names, weights = tuple(f.named for f in functions), tuple(f.weight for f in functions)
+            rewards = dataclasses.replace(rewards, functions=names, weights=weights)
+        return dataclasses.replace(self, task=named, rewards=rewards)
 
     def make_recipe(self) -> gk.Recipe:
         """The recipe with its parameters; `max_len` is `max_completion_length` unless it is given."""
