@@ -44,7 +44,7 @@ DECISIONS = [
     ("clipping looks too abrupt", "sapo or spo", "a soft gate that damps, or a penalty that draws a ratio back"),
     ("a weak start: hardly any prompt is solved", "luffy", "demonstrations in the group give signal where own "
      "answers give none; with graded rewards PKPO helps as well, with 0/1 rewards an unsolved group stays at 0"),
-    ("several rewards of different scale", "any recipe with GDPO", "each is normalised in its group before they add up (in `gk.process`; the trainer has one reward)"),
+    ("several rewards of different scale", "any recipe with GDPO", "each is normalised in its group before they add up (`reward_parts` in `gk.process`; several reward functions in the trainer)"),
     ("diverse answers, pass@k counts", "any recipe with PassKTraining or PKPO", "their gradient is that of k attempts"),
 ]  # fmt: skip
 KL_TABLE = """\

@@ -20,7 +20,8 @@ import grpokit as gk
 from grpokit.trainer.config import WarmStart
 from grpokit.trainer.policy import Policy, character_tokenizer
 from grpokit.trainer.rollout import generate
-from grpokit.trainer.tasks import Sorting, draw
+from grpokit.trainer.task_sorting import Sorting
+from grpokit.trainer.tasks import draw
 from grpokit.trainer.warmstart import warm_start
 
 SEEDS, WARM, PROMPTS, SAMPLES = (0, 1, 2), 300, 32, 8

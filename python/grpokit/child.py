@@ -53,7 +53,7 @@ def in_child() -> int | None:
         global _pipe  # noqa: PLW0603 - what a process is to its parent is a fact of the whole process
         _pipe = writing
         os.close(reading)
-        _die_with(parent)
+        die_with(parent)
         if signal.SIGINT in passed:
             signal.signal(signal.SIGINT, _interrupted)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -94,7 +94,7 @@ def _interrupted(_number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Has this process killed when its parent is, on Linux."""
     if sys.platform == "linux":
         # A Python may be built without ctypes; the child then ends a little later than its parent.

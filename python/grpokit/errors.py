@@ -496,8 +496,24 @@ KINDS: dict[str, Kind] = {
     ),
     "reward_failed": Kind(
         InputError,
-        "the reward function raised {given} on {where}. An exception is never a reward of 0; "
-        "fix the function, or return None for what it cannot score.",
+        "{function} failed on {count} of {total} completions of this step, and rewards.max_failures={limit} is the "
+        "largest share of them; {first}. An exception is never a reward of 0: fix the function, return None for what "
+        "it cannot score, or raise rewards.max_failures or rewards.seconds.",
+    ),
+    "reward_unloadable": Kind(
+        InputError,
+        "the reward function {given} cannot be loaded: {reason}. Write package.module:name of something that can be "
+        "imported, or path/to/file.py:name.",
+    ),
+    "reward_column": Kind(
+        InputError,
+        "the reward function {function!r} needs {column!r}, which the task's items have not (they have: {given})."
+        "{nearest} Add the column, or give the argument a default.",
+    ),
+    "given_in_python": Kind(
+        InputError,
+        "the {what} {name!r} was given in Python, and the configuration has only its name. Give it again: "
+        "Trainer(config, {argument}=...).",
     ),
     # asynchronous training
     "ledger_ticket": Kind(
@@ -549,7 +565,35 @@ KINDS: dict[str, Kind] = {
     "too_few_prompts": Kind(
         InputError,
         "the task gave {found} {side} prompts where {needed} are needed. One prompt in eight, by a hash of its text, "
-        "is held out; ask for fewer prompts, or give the task more of them.",
+        "is held out; ask for fewer (evaluation.prompts={found}), or give the task more of them.",
+    ),
+    "unknown_task": Kind(
+        InputError,
+        "there is no task {given!r}.{nearest} Known: {known}; or reasoning_gym:NAME, or task.file=prompts.jsonl.",
+    ),
+    "bad_prompt": Kind(
+        InputError,
+        "{path}, {place}: {problem} Every row needs a prompt, a text or messages such as "
+        "[{{'role': 'user', 'content': '...'}}]; task.prompt names its column.",
+    ),
+    "no_answers": Kind(
+        InputError,
+        "{path} has no column {column!r} (it has: {given}).{nearest} Name the one of the right answers with "
+        "task.answer, or say what a completion is worth with rewards.functions.",
+    ),
+    "bad_answer": Kind(
+        InputError,
+        "{path}, {place}: the answer is {given}; expected a text or a number. Mend or drop the row, or say what a "
+        "completion is worth with rewards.functions.",
+    ),
+    "shared_prompts": Kind(
+        InputError,
+        "{count} prompts of {other} are in {path} as well, such as {first!r}. Evaluation would ask what was trained "
+        "on: take them out of one of the files.",
+    ),
+    "chat_template": Kind(
+        InputError,
+        "the tokenizer's chat template refuses the messages of {prompt!r}: {reason}. Give it the roles that it knows.",
     ),
     "no_demonstrations": Kind(
         InputError,

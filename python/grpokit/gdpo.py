@@ -55,8 +55,8 @@ class GDPO(Advantage):
     its group, or null in a row, adds exactly 0; the batch's mean then moves such rows off 0.
 
     The authors' forks differ from each other, and from this: both leave a single reward as it is; TRL's counts a
-    missing part as 0 in the group's mean; verl's adds two rewards without weights, with verl's eps. The bundled trainer
-    has one reward and cannot run it yet; `grpokit.process` can.
+    missing part as 0 in the group's mean; verl's adds two rewards without weights, with verl's eps. In the bundled
+    trainer the parts are what each reward function said.
     """
 
     over: Literal["sequences", "tokens"]

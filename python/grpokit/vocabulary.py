@@ -294,7 +294,8 @@ def token_stats(
     state = torch.empty((len(places), 2), dtype=dtype, device=logits.device)
     for at, z, _ in _chunks(logits, places, temperature, softcap):
         # Finite, so that a row of −∞ has a sum of 0, as a shard of padding has; alone it makes log π NaN.
-        most = z.amax(1).clamp(min=torch.finfo(z.dtype).min)
+        most = z.amax(1)
+        most = torch.where(most == -torch.inf, torch.finfo(z.dtype).min, most)
         u = z.sub_(most[:, None])
         e = u.exp()
         total = e.sum(1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grpokit as gk
-from grpokit.trainer.config import Evaluation, TinyModel, TrainConfig, WarmStart
+from grpokit.trainer.config import Evaluation, RewardConfig, TaskConfig, TinyModel, TrainConfig, WarmStart
 
 from .conftest import parameters_of
 
@@ -19,6 +19,8 @@ def test_the_written_file_is_read_back_equal(tmp_path):
         recipe_parameters={"beta": 1e-3, "low": 0.3},
         steps=7,
         learning_rate=2.5e-05,
+        task=TaskConfig(name="chain", difficulty="hard"),
+        rewards=RewardConfig(functions=["a.b:c", "d.py:e"], weights=[1, 0.5], seconds=2),
         tiny=TinyModel(layers=1),
         warm_start=WarmStart(steps=0),
         evaluation=Evaluation(every=0),
@@ -100,6 +102,9 @@ def test_every_recipe_can_be_configured(name):
         ("steps", "expected key=value"),
         ("evaluation.prompts=1", "expected a whole number, 2 or more"),
         ("tiny.hidden_size=65", "expected a multiple of 8"),
+        ("task.nmae=chain", "TaskConfig has no parameter 'nmae'. Did you mean 'name'"),
+        ("rewards.functions=[1]", "expected a list, each a text"),
+        ("rewards.weights=[true]", "expected a list, each a number"),
         ("updates_per_step=17", "expected at most prompts_per_step, 16"),
     ],
 )
@@ -140,7 +145,7 @@ def test_a_file_that_is_not_there_or_not_toml(tmp_path):
 
 
 def test_every_field_is_documented():
-    for cls in (TrainConfig, TinyModel, WarmStart, Evaluation):
+    for cls in (TrainConfig, TinyModel, WarmStart, Evaluation, TaskConfig, RewardConfig):
         for field in dataclasses.fields(cls):
             assert field.name in cls.__doc__.split("Raises")[0], f"{cls.__name__}.{field.name}"
 

@@ -9,6 +9,7 @@ import grpokit as gk
 from grpokit.trainer.collect import collect
 from grpokit.trainer.learn import Learner
 from grpokit.trainer.policy import Policy
+from grpokit.trainer.rewards import RewardFunction, Rewards
 from grpokit.trainer.rollout import generate
 
 from .conftest import parameters_of
@@ -19,7 +20,7 @@ def collected(policy, task, config, *, reward=None, seed=0, reference=None):
         policy,
         reference=reference,
         task=task,
-        reward=reward,
+        rewards=Rewards(task, [] if reward is None else [RewardFunction(1.0, None, reward)]),
         recipe=config.make_recipe(),
         config=config,
         rng=Random(seed),

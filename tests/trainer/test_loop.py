@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grpokit as gk
 from grpokit.trainer import TrainConfig, Trainer
+from grpokit.trainer.config import TaskConfig
 from grpokit.trainer.policy import Policy
 from grpokit.trainer.rollout import generate
 from grpokit.trainer.tasks import is_held_out
@@ -37,7 +38,9 @@ def test_what_a_run_leaves_behind(train, config, task, tmp_path):
     trainer, summary = train(config)
     directory = tmp_path / "run"
     assert sorted(path.name for path in directory.iterdir()) == FILES
-    assert TrainConfig.from_file(directory / "config.toml") == config.resolve()
+    assert TrainConfig.from_file(directory / "config.toml") == trainer.config
+    # The task was given in Python: the file says so, and does not claim another.
+    assert trainer.config == dataclasses.replace(config.resolve(), task=TaskConfig(name="python:Echo"))
 
     metrics = lines(directory / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [0, 1, 2, 3]
@@ -160,11 +163,11 @@ def test_a_scorer_that_fails_stops_the_run_and_loses_nothing(train, config, tmp_
 
     def reward(prompts, completions, **columns):
         calls.append(len(prompts))
-        if len(calls) == 2:
+        if len(calls) >= 2:
             raise TimeoutError("judge")
         return [float(row) for row in range(len(prompts))]
 
-    with pytest.raises(gk.InputError, match=r"raised TimeoutError\('judge'\)"):
+    with pytest.raises(gk.InputError, match=r"'reward' failed on 2 of 16 .*it raised TimeoutError\('judge'\)"):
         train(config, reward=reward)
     directory = tmp_path / "run"
     assert sorted(path.name for path in directory.iterdir()) == FILES

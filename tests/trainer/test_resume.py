@@ -14,7 +14,7 @@ import pytest
 
 import grpokit as gk
 from grpokit.trainer import Trainer, snapshot
-from grpokit.trainer.config import EntropyControl, KLControl, LRControl, Snapshots
+from grpokit.trainer.config import EntropyControl, KLControl, LRControl, Snapshots, TaskConfig
 
 SMALL = [
     "tiny.hidden_size=16", "tiny.intermediate_size=32", "tiny.layers=1", "tiny.heads=2", "evaluation.prompts=8",
@@ -121,6 +121,38 @@ def test_wherever_it_stops(config, task, silent, tmp_path, monkeypatch, changes,
     resumed.train()
     assert told(tmp_path / "run") == told(tmp_path / "alone")
     assert len(list((tmp_path / "run" / "snapshots").iterdir())) == 2
+
+
+def test_a_prompt_file_goes_on_where_it_was(config, silent, tmp_path, monkeypatch):
+    """No prompt is lost or repeated within an epoch; another file is refused."""
+    path = tmp_path / "prompts.jsonl"
+    rows = [json.dumps({"prompt": f"{i} is>", "answer": str(i)}) for i in range(40)]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    file = TaskConfig(file=str(path))
+    evaluation = dataclasses.replace(config.evaluation, prompts=2)
+    snapshots = Snapshots(every=1)
+    config = dataclasses.replace(
+        config, steps=6, task=file, snapshots=snapshots, evaluation=evaluation, recipe="gpg", recipe_parameters={}
+    )
+    config = dataclasses.replace(config, warm_start=dataclasses.replace(config.warm_start, steps=0))
+    Trainer(config, directory=tmp_path / "alone", console=silent).train()
+    real = Trainer._step
+
+    def stop(self, step):
+        if step == 5:
+            raise Stopped
+        return real(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "_step", stop)
+        Trainer(config, directory=tmp_path / "run", console=silent).train()
+    path.write_text("\n".join([*rows[:-1], rows[-1].replace("39 is", "93 is")]), encoding="utf-8")
+    with pytest.raises(gk.StateError, match="the prompts' fingerprint was .* and is") as caught:
+        Trainer(config, directory=tmp_path / "run", console=silent, resume=True).train()
+    assert caught.value.kind == "resume_differs"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    Trainer(config, directory=tmp_path / "run", console=silent, resume=True).train()
+    assert told(tmp_path / "run") == told(tmp_path / "alone")
 
 
 def test_a_disk_that_is_full_while_a_snapshot_is_written(config, task, silent, tmp_path, monkeypatch):

@@ -4,8 +4,12 @@ from random import Random
 import pytest
 
 import grpokit as gk
-from grpokit.trainer import rewards
-from grpokit.trainer.tasks import Sorting, draw, is_held_out
+from grpokit.trainer.built_in import BUILT_IN, make_task
+from grpokit.trainer.config import TaskConfig
+from grpokit.trainer.config_tasks import DIFFICULTIES
+from grpokit.trainer.policy import CHARACTERS
+from grpokit.trainer.task_sorting import Sorting
+from grpokit.trainer.tasks import draw, is_held_out
 
 
 def test_training_and_evaluation_share_no_prompt():
@@ -65,55 +69,64 @@ def test_too_few_prompts_and_things_that_are_no_items():
         draw(Texts(), Random(0), 3, held_out=False)
 
 
-ITEMS = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}]
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_task(name, difficulty):
+    task = make_task(TaskConfig(name=name, difficulty=difficulty).resolve(), rewarded=False)
+    items = draw(task, Random("0 prompts"), 200, held_out=False)
+    assert items == draw(task, Random("0 prompts"), 200, held_out=False)
+    assert len({item["prompt"] for item in items}) > 150
+    assert len(draw(task, Random(0), 50, held_out=True)) == 50
+    known = set(CHARACTERS)
+    for item in items:
+        assert set(item["prompt"]) | set(item["answer"]) <= known
+        assert task.score(item["answer"], item) == 1.0
+        assert {task.score(text, item) for text in ("", "?", item["answer"] + "0", "0" + item["answer"])} == {0.0}
+    rng = Random(1)
+    shown = [task.score(task.demonstrate(rng, item), item) for item in items]
+    assert 0.1 < sum(shown) / len(shown) < 0.9
+    assert all(set(task.demonstrate(rng, item)) <= known for item in items)
 
 
-def test_a_reward_function_is_called_as_trl_calls_it():
-    seen = {}
-
-    def reward(prompts, completions, answer, **columns):
-        seen.update(prompts=prompts, completions=completions, answer=answer, columns=columns)
-        return [1, None]
-
-    assert rewards.call(reward, ITEMS, ["x", "y"]) == [1.0, None]
-    assert seen == {"prompts": ["a", "b"], "completions": ["x", "y"], "answer": [1, 2], "columns": {}}
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        ([1.0], "returned 1 values; expected a list of 2 finite numbers or None"),
-        ("ab", "returned 'ab'"),
-        (None, "returned None"),
-        ([1.0, "yes"], "returned 'yes' for completion 1"),
-        ([float("nan"), 1.0], "returned nan for completion 0"),
-        ([1.0, float("inf")], "returned inf for completion 1"),
-    ],
-)
-def test_what_is_no_reward(returned, message):
-    with pytest.raises(gk.InputError, match=message):
-        rewards.call(lambda prompts, completions, **columns: returned, ITEMS, ["x", "y"])
+def test_answers_are_those_of_python():
+    for difficulty in DIFFICULTIES:
+        for item in BUILT_IN["arithmetic"][difficulty].prompts(Random(2), 100):
+            assert int(item["answer"]) == eval(item["prompt"][:-1])
+        for item in BUILT_IN["chain"][difficulty].prompts(Random(2), 100):
+            assert int(item["answer"]) == eval(item["prompt"][:-1])
+            totals = [int(total) for total in item["steps"].split(",")]
+            assert totals[-1] == int(item["answer"])
+            assert all(0 <= total <= 99 for total in totals)
 
 
-def test_an_exception_is_never_a_reward():
-    def reward(prompts, completions, **columns):
-        raise KeyError("gold")
-
-    with pytest.raises(
-        gk.InputError, match=r"raised KeyError\('gold'\) on a batch of 2 completions, the first 'x'"
-    ) as caught:
-        rewards.call(reward, ITEMS, ["x", "y"])
-    assert caught.value.kind == "reward_failed"
-    assert isinstance(caught.value.__cause__, KeyError)
-
-    class Task(Sorting):
-        def score(self, completion, item):
-            return 1 / len(completion)
-
-    with pytest.raises(gk.InputError, match=r"raised ZeroDivisionError.* on completion 1, ''"):
-        rewards.score(Task(), ITEMS, ["x", ""])
+def test_a_harder_task_has_longer_prompts():
+    for tasks in BUILT_IN.values():
+        lengths = [sum(len(i["prompt"]) for i in tasks[d].prompts(Random(0), 200)) for d in DIFFICULTIES]
+        assert lengths == sorted(set(lengths))
 
 
-def test_items_must_have_the_same_fields():
-    with pytest.raises(gk.InputError, match="record 1 lacks the field 'answer'"):
-        rewards.call(lambda *a, **k: [0, 0], [ITEMS[0], {"prompt": "b"}], ["x", "y"])
+def test_an_item_is_a_hash_of_its_number():
+    """Fixed values: the same on any machine and in any version."""
+    assert Sorting().item(7) == {"prompt": "dxhvtg>", "answer": "dghtvx"}
+    # The default run draws from the run's generator itself.
+    assert [i["prompt"] for i in Sorting().prompts(Random("0 prompts"), 3)] == ["qvptbi>", "rkpcc>", "adhbkm>"]
+    task = BUILT_IN["arithmetic"]["easy"]
+    assert task.prompts(Random(3), 2) == [task.item(number) for number in (10932295209482665981, 2405875930906139466)]
+
+
+def test_tasks_by_name():
+    assert TaskConfig().resolve().name == "sorting"
+    assert make_task(TaskConfig().resolve(), rewarded=False) == Sorting()
+    for config, kind, message in (
+        ({"name": "sortign"}, "unknown_task", "Did you mean 'sorting'?"),
+        ({"difficulty": "harder"}, "bad_parameter", "'easy', 'medium', 'hard'"),
+        ({"name": "chain", "file": "a.jsonl"}, "bad_parameter", "the prompts come from one of both"),
+        ({"evaluation_file": "a.jsonl"}, "bad_parameter", "none without file"),
+    ):
+        with pytest.raises(gk.InputError) as caught:
+            TaskConfig(**config).resolve()
+        assert caught.value.kind == kind
+        assert message in str(caught.value)
+    with pytest.raises(gk.InputError, match=r"task 'Mine' was given in Python.*Trainer\(config, task=") as caught:
+        make_task(TaskConfig(name="python:Mine").resolve(), rewarded=False)
+    assert caught.value.kind == "given_in_python"

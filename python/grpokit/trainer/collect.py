@@ -13,7 +13,7 @@ import numpy as np
 
 import grpokit as gk
 
-from . import rewards
+from .chat import rendered
 from .rollout import generate
 from .score_norms import score_norms
 from .tasks import Item, Task, draw
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from .config import TrainConfig
     from .policy import Completion, Policy
+    from .rewards import Rewards, Scored
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Sampled:
         The recipe's verdict.
     rounds : int
         How often the step sampled.
+    measured : dict
+        What the rewards say about the step: each function's mean, how many calls failed.
+    parts : list of dict, optional
+        What each reward function said of each row, where there are functions.
     kl : float
         The mean of log π_old − log π_ref over the kept rows' tokens, where the recipe has KL in the reward; else NaN.
     """
@@ -58,6 +63,8 @@ class Sampled:
     group_id: NDArray[np.int64]
     processed: Any
     rounds: int
+    measured: dict[str, float]
+    parts: list[dict[str, float | None]] | None = None
     kl: float = float("nan")
 
     def metrics(self) -> dict[str, float]:
@@ -69,6 +76,7 @@ class Sampled:
             "sampling/completions": found["rows"],
             "sampling/used": float(self.processed.counts["kept"]),
             "sampling/kept_share": found["kept_share"],
+            **self.measured,
             **({} if np.isnan(self.kl) else {"kl": self.kl}),
             **{f"sampling/{name}": value for name, value in found.items() if name.startswith("dropped/")},
         }
@@ -81,6 +89,7 @@ class Sampled:
         per_token, shown = self.processed.token_advantages, any(c.off_policy for c in self.completions)
         for row in np.flatnonzero(self.group_id < groups).tolist():
             item, completion = self.items[row], self.completions[row]
+            shaped = float(self.processed.shaped_rewards[row])
             answer = {"answer": item["answer"]} if "answer" in item else {}
             yield {
                 "step": step,
@@ -89,6 +98,7 @@ class Sampled:
                 "text": completion.text,
                 **answer,
                 "reward": self.rewards[row],
+                **({} if self.parts is None else {"reward_parts": self.parts[row]}),
                 "prompt_len": len(completion.prompt_ids),
                 "response_len": len(completion.token_ids),
                 "finish": completion.finish,
@@ -96,7 +106,7 @@ class Sampled:
                 "version_max": version,
                 "keep": bool(self.processed.keep[row]),
                 "advantage": (self.processed.advantages if per_token is None else per_token)[row].tolist(),
-                "shaped_reward": float(self.processed.shaped_rewards[row]),
+                "shaped_reward": None if np.isnan(shaped) else shaped,  # of a row without a reward
                 **({"off_policy": completion.off_policy} if shown else {}),
             }
 
@@ -106,7 +116,7 @@ def collect(
     *,
     reference: Policy | None = None,
     task: Task,
-    reward: rewards.Reward | None,
+    rewards: Rewards,
     recipe: gk.Recipe,
     config: TrainConfig,
     rng: Random,
@@ -121,20 +131,17 @@ def collect(
     size, shows = config.num_generations, recipe.reads("off_policy")
     items: list[Item] = []
     completions: list[Completion] = []
-    values: list[float | None] = []
+    worth: list[Scored] = []
     more: dict[str, list[Any]] = {}
     missing, rounds = config.prompts_per_step, 0
+    rewards.begin()
 
-    def answer(asked: list[Item], temperature: float) -> tuple[list[Completion], list[float | None]]:
-        prompts, longest = [item["prompt"] for item in asked], config.max_completion_length
+    def answer(asked: list[Item], temperature: float) -> tuple[list[Completion], list[Scored]]:
+        prompts, longest = rendered(policy.tokenizer, asked), config.max_completion_length
         answered = generate(
             policy, prompts, max_completion_length=longest, temperature=temperature, generator=generator
         )
-        return answered, worth(asked, answered)
-
-    def worth(asked: list[Item], answered: list[Completion]) -> list[float | None]:
-        texts = [c.text for c in answered]
-        return rewards.call(reward, asked, texts) if reward else rewards.score(task, asked, texts)
+        return answered, rewards(asked, [c.text for c in answered])
 
     while True:
         rounds += 1
@@ -144,9 +151,9 @@ def collect(
         if shows:
             last = slice(size - 1, None, size)
             answered[last] = demonstrations(policy, task, drawn, rng)
-            scores[last] = worth(drawn, answered[last])
+            scores[last] = rewards(drawn, [c.text for c in answered[last]])
         if recipe.rows_read("baseline_reward"):
-            more.setdefault("baseline_reward", []).extend(r for r in answer(drawn, 0.0)[1] for _ in range(size))
+            more.setdefault("baseline_reward", []).extend(s.reward for s in answer(drawn, 0.0)[1] for _ in range(size))
         for name, who in (("logp_old", policy), ("logp_ref", reference)):
             if recipe.rows_read(name):
                 more.setdefault(name, []).extend(_logps(who or policy, answered, config))
@@ -154,8 +161,10 @@ def collect(
             more.setdefault("logp_rollout", []).extend(c.logps for c in answered)
         if recipe.rows_read("score_norm"):
             more.setdefault("score_norm", []).extend(score_norms(policy, answered, config.temperature))
-        items, completions, values = items + asked, completions + answered, values + scores
-        group_id = np.arange(len(items)) // size
+        if recipe.rows_read("reward_parts"):
+            more.setdefault("reward_parts", []).extend(s.parts for s in scores)
+        items, completions, worth = items + asked, completions + answered, worth + scores
+        group_id, values = np.arange(len(items)) // size, [s.reward for s in worth]
         columns = {
             "group_id": group_id,
             "reward": values,
@@ -171,7 +180,8 @@ def collect(
                 pairs = zip(more["logp_old"], more["logp_ref"], processed.keep, strict=True)
                 gaps = [np.subtract(old, ref) for old, ref, kept in pairs if kept]
                 kl = float(np.concatenate(gaps).mean()) if gaps else kl
-            return Sampled(items, completions, values, group_id, processed, rounds, kl)
+            parts, measured = [s.parts for s in worth] if rewards.functions else None, rewards.metrics(worth)
+            return Sampled(items, completions, values, group_id, processed, rounds, measured, parts, kl)
 
 
 def _logps(policy: Policy, completions: list[Completion], config: TrainConfig) -> list[list[float]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import math
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,19 +23,16 @@ from grpokit.parameters import check_choice
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
+from .config_tasks import IN_PYTHON, RewardConfig, TaskConfig
+from .fields import above as _above
+from .fields import at_least as _at_least
+from .fields import check as _check
+
 if typing.TYPE_CHECKING:
     import os
 
 
 WARM_START_STEPS = 600
-
-
-def _at_least(low: float, default: Any) -> Any:
-    return field(default=default, metadata={"low": low})
-
-
-def _above(low: float, default: Any) -> Any:
-    return field(default=default, metadata={"above": low})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +265,10 @@ class TrainConfig:
         tries both on two short ones, and packs where they agree.
     lora : LoRA
         Low-rank training.
+    task : TaskConfig
+        Where the prompts come from.
+    rewards : RewardConfig
+        What completions are worth, where it is not the task that says it.
     tiny : TinyModel
         The built-in model.
     warm_start : WarmStart
@@ -312,6 +312,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     layout: str = "auto"
     lora: LoRA = field(default_factory=LoRA)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
     tiny: TinyModel = field(default_factory=TinyModel)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -390,7 +392,7 @@ class TrainConfig:
         defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         # None is left out, since TOML has no word for it; it is the default wherever it is allowed.
         given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
-        resolved = dataclasses.replace(self, recipe_parameters=given)
+        resolved = dataclasses.replace(self, recipe_parameters=given, task=self.task.resolve())
         if self.warm_start.steps < 0:
             warm_start = dataclasses.replace(self.warm_start, steps=0 if self.model else WARM_START_STEPS)
             resolved = dataclasses.replace(resolved, warm_start=warm_start)
@@ -415,6 +417,16 @@ class TrainConfig:
         return {
             name: (mine, theirs) for name, mine, theirs in _pairs("", self.to_dict(), other.to_dict()) if mine != theirs
         }
+
+    def with_given(self, task: Any, functions: Any) -> TrainConfig:
+        """The same with the names of what was given in Python, which a file can tell and not give again."""
+        named, rewards = self.task, self.rewards
+        if task is not None:
+            named = TaskConfig(name=IN_PYTHON + type(task).__name__)
+        if functions:
+            names, weights = tuple(f.named for f in functions), tuple(f.weight for f in functions)
+            rewards = dataclasses.replace(rewards, functions=names, weights=weights)
+        return dataclasses.replace(self, task=named, rewards=rewards)
 
     def make_recipe(self) -> gk.Recipe:
         """The recipe with its parameters; `max_len` is `max_completion_length` unless it is given."""
@@ -478,32 +490,6 @@ def _pairs(table: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> It
             yield from _pairs(f"{table}{name}.", a, b)
         else:
             yield f"{table}{name}", a, b
-
-
-_SAID = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table"}
-_SAID |= {tuple: "a list of texts"}
-
-
-def _check(config: Any) -> None:
-    hints = typing.get_type_hints(type(config))
-    for f in dataclasses.fields(config):
-        value, hint = getattr(config, f.name), hints[f.name]
-        if isinstance(value, list) and typing.get_origin(hint) is tuple:
-            value = tuple(value)
-            object.__setattr__(config, f.name, value)
-        cls = typing.get_origin(hint) or hint
-        low, above = f.metadata.get("low"), f.metadata.get("above")
-        bound = f", {low} or more" if low is not None else f" above {above}" if above is not None else ""
-        fine = isinstance(value, (int, float) if cls is float else cls) and (cls is bool or not isinstance(value, bool))
-        if fine and bound:
-            fine = math.isfinite(value) and (value >= low if low is not None else value > above)
-        if cls is tuple:
-            fine = fine and all(isinstance(each, str) for each in value)
-        if not fine:
-            expected = _SAID.get(cls, f"a table, {cls.__name__}") + bound
-            raise error("bad_parameter", owner=type(config).__name__, name=f.name, given=value, expected=expected)
-        if cls is float:
-            object.__setattr__(config, f.name, float(value))
 
 
 def _write(value: Any) -> str:

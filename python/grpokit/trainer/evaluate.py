@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from torch import Generator
 
-from .rewards import score
+from .chat import rendered
 from .rollout import generate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .policy import Policy
-    from .tasks import Item, Task
+    from .rewards import Rewards
+    from .tasks import Item
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,29 @@ class Passed:
 
 
 def evaluate(
-    policy: Policy, task: Task, items: Sequence[Item], k: int, *, max_completion_length: int, seed: int, step: int = 0
+    policy: Policy,
+    rewards: Rewards,
+    items: Sequence[Item],
+    k: int,
+    *,
+    max_completion_length: int,
+    seed: int,
+    step: int = 0,
 ) -> Passed:
     """Samples `k` completions for each item at temperature 1; one passes whose score is 1 or more.
 
-    A completion that the task cannot score does not pass: an evaluation must not get better by refusing to judge.
+    A completion that cannot be scored does not pass: an evaluation must not get better by refusing to judge.
     """
     generator = Generator(policy.model.device).manual_seed(seed)
     repeated = [item for item in items for _ in range(k)]
     completions = generate(
         policy,
-        [item["prompt"] for item in repeated],
+        rendered(policy.tokenizer, repeated),
         max_completion_length=max_completion_length,
         temperature=1.0,
         generator=generator,
     )
-    scores = score(task, repeated, [c.text for c in completions])
+    scores = rewards.judge(repeated, [c.text for c in completions])
     passed = [s is not None and s >= 1 for s in scores]
     shares = [sum(passed[i : i + k]) / k for i in range(0, len(passed), k)]
     stderr = statistics.stdev(shares) / sqrt(len(shares))

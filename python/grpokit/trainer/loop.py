@@ -17,20 +17,21 @@ import torch
 from grpokit.errors import error
 
 from . import snapshot
+from .built_in import make_task
 from .collect import collect
 from .config import TrainConfig
 from .console import Console, console_for, line
 from .evaluate import Passed, evaluate
 from .learn import Learner
 from .models import load
+from .rewards import Given, Rewards, functions_of
 from .run import RunDirectory, Summary, default_name, uninterrupted
-from .tasks import Sorting, Task, draw
+from .tasks import Task, draw, progress
 from .warmstart import warm_start
 
 if TYPE_CHECKING:
     import os
-
-    from .rewards import Reward
+    from collections.abc import Sequence
 
 
 class Trainer:
@@ -41,10 +42,12 @@ class Trainer:
     config : TrainConfig, optional
         The numbers; the tiny offline run when not given.
     task : Task, optional
-        `prompts(rng, n)` and `score(completion, item)`; `Sorting` when not given. Its score is pass@1.
-    reward : callable, optional
-        What is trained on instead of the task's score, called as TRL does: ``f(prompts, completions, **columns)``
-        returns a number or None (could not be scored: the row is dropped) for each completion.
+        `prompts(rng, n)` and `score(completion, item)`; the configuration's when not given. Its score is pass@1.
+    reward : callable, str, or list of these or of pairs with a weight, optional
+        What is trained on instead of the task's score or the configuration's functions, called as TRL does:
+        ``f(prompts, completions, **columns)`` returns a number or None (could not be scored: the row is dropped) for
+        each completion. It is called in processes of its own with a time limit, see `RewardConfig`; what another
+        process cannot import (a lambda, a closure, what a script or notebook defines) in this one without a limit.
     directory : path, optional
         Where the run's files go; ``runs/<date-time>-<recipe>-seed<seed>`` when not given.
     overwrite : bool
@@ -75,16 +78,19 @@ class Trainer:
         config: TrainConfig | None = None,
         *,
         task: Task | None = None,
-        reward: Reward | None = None,
+        reward: Given | Sequence[Given] | None = None,
         directory: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         console: Console | None = None,
         resume: bool = False,
     ) -> None:
-        self.config = (TrainConfig() if config is None else config).resolve()
-        self.recipe = self.config.make_recipe()
-        self.task, self.reward, self.overwrite = Sorting() if task is None else task, reward, overwrite
+        config = (TrainConfig() if config is None else config).resolve()
+        functions = functions_of(config.rewards, reward)
+        self.task = make_task(config.task, rewarded=bool(functions)) if task is None else task
+        self.config = config.with_given(task, None if reward is None else functions)
+        self.recipe, self.overwrite = self.config.make_recipe(), overwrite
         self.console = console_for(sys.stderr) if console is None else console
+        self.rewards = Rewards(self.task, functions, self.config.rewards, self.console.note)
         self.run = RunDirectory(directory or Path("runs") / default_name(self.config))
         self.taken_up = self._take_up() if resume else None
         self.resume, self.earlier = resume, 0.0
@@ -104,32 +110,34 @@ class Trainer:
         Raises
         ------
         InputError
-            The reward function raised, or returned what is no reward; the policy diverged.
+            A reward function cannot be had, failed on too many completions, or returned what is no reward; the policy
+            diverged.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
-        self._start()
-        if self.taken_up is not None:
-            # Before anything is written: what is there of a run that cannot be taken up stays as it is.
-            snapshot.load(self, self.taken_up)
-            self.console.note(f"goes on after step {self.steps}, in {self.run.path}")
-        status = "failed"
-        try:
-            if self.taken_up is None:
-                self._warm_start()
-                self.run.metrics({"step": 0} | self._evaluate(0))
-                self._snapshot(0)
-            for step in range(self.steps + 1, self.config.steps + 1):
-                self._step(step)
-                self._snapshot(step)
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            with uninterrupted():
-                self.summary = self._close(status)
-            torch.set_num_threads(threads)
+        with self.rewards:
+            self._start()
+            if self.taken_up is not None:
+                # Before anything is written: what is there of a run that cannot be taken up stays as it is.
+                snapshot.load(self, self.taken_up)
+                self.console.note(f"goes on after step {self.steps}, in {self.run.path}")
+            status = "failed"
+            try:
+                if self.taken_up is None:
+                    self._warm_start()
+                    self.run.metrics({"step": 0} | self._evaluate(0))
+                    self._snapshot(0)
+                for step in range(self.steps + 1, self.config.steps + 1):
+                    self._step(step)
+                    self._snapshot(step)
+                status = "finished"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
+            finally:
+                with uninterrupted():
+                    self.summary = self._close(status)
+                torch.set_num_threads(threads)
         return self.summary
 
     def _start(self) -> None:
@@ -179,14 +187,15 @@ class Trainer:
         def each(step: int, loss: float) -> None:
             self.console.progress("warm start", step, config.steps, f"loss {loss:.3f}")
 
-        warm_start(self.policy, self.task, config, self._random("demonstrations"), each)
+        longest = self.config.max_completion_length
+        warm_start(self.policy, self.task, config, self._random("demonstrations"), each, longest=longest)
         self.learner = Learner(self.policy, self.recipe, self.config)
         self.warm_start_seconds = perf_counter() - started
 
     def _evaluate(self, step: int) -> dict[str, float]:
         passed = evaluate(
             self.policy,
-            self.task,
+            self.rewards,
             self.held_out,
             self.config.evaluation.samples,
             max_completion_length=self.config.max_completion_length,
@@ -203,7 +212,7 @@ class Trainer:
             self.policy,
             reference=self.learner.reference,
             task=self.task,
-            reward=self.reward,
+            rewards=self.rewards,
             recipe=self.learner.recipe,
             config=config,
             rng=self.rng,
@@ -216,6 +225,7 @@ class Trainer:
         self.used += int(sampled.processed.keep.sum())
         self.tokens += sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
         metrics["num_tokens"] = self.tokens
+        metrics |= progress(self.task, self.rng)
         metrics["step_time"] = perf_counter() - started
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             metrics |= self._evaluate(step)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from grpokit.errors import GrpokitError, error
 
 from .evaluate import Passed
+from .tasks import Remembers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,7 @@ def save(trainer: Trainer) -> None:
         "random": random.getstate(),
         "numpy": json.loads(json.dumps(numbers, default=lambda array: array.tolist())),
         "files": run.sizes(),
+        "task": trainer.task.state(trainer.rng) if isinstance(trainer.task, Remembers) else None,
     }
     tensors = {
         "optimizer": learner.optimizer.state_dict(),
@@ -83,6 +85,8 @@ def load(trainer: Trainer, directory: Path) -> None:
     ------
     FileError
         `file_unreadable`: the snapshot is damaged, or of another version.
+    StateError
+        `resume_differs`: the prompts are others.
     """
     from .learn import Learner
 
@@ -109,6 +113,12 @@ def load(trainer: Trainer, directory: Path) -> None:
         numbers = state["numpy"]
         numbers["state"]["key"] = np.array(numbers["state"]["key"], np.uint32)
         np.random.set_state(numbers)  # noqa: NPY002
+        if isinstance(trainer.task, Remembers):
+            was, now = state["task"].get("fingerprint"), getattr(trainer.task, "fingerprint", None)
+            if was != now:
+                text = f"the prompts' fingerprint was {was} and is {now}"
+                raise error("resume_differs", path=trainer.run.path, differences=text)
+            trainer.task.restore(trainer.rng, state["task"])
         trainer.controllers = learner.state()
         trainer.run.cut(state["files"])
     except GrpokitError:

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from string import ascii_lowercase
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from random import Random
+from typing import Any, Protocol, runtime_checkable
 
 from grpokit.errors import error
-
-if TYPE_CHECKING:
-    from random import Random
 
 Item = Mapping[str, Any]
 
@@ -43,47 +39,47 @@ class Demonstrates(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Sorting:
-    """Put letters in order: ``"dcab>"`` is answered by ``"abcd"``.
+@runtime_checkable
+class Splits(Protocol):
+    """A task with so many prompts and no more, which draws from each side of its split itself."""
 
-    Its demonstrator errs: in a share of the demonstrations one or two pairs of letters have changed places. So the
-    warm start learns the rule and the errors, and reinforcement learning has the errors to remove.
+    def draw(self, rng: Random, n: int, *, held_out: bool) -> Sequence[Item]:
+        """`n` items of one side."""
+        ...
 
-    Parameters
-    ----------
-    min_letters, max_letters : int
-        How many letters a prompt has.
-    error_rate : float
-        The share of demonstrations that the demonstrator spoils (a swap of equal letters does no harm).
+    def epoch(self, rng: Random) -> float:
+        """How often the training prompts were passed in the order that this generator gave."""
+        ...
 
-    Examples
-    --------
-    >>> Sorting().score("abcd", {"prompt": "dcab>", "answer": "abcd"})
-    1.0
-    """
 
-    min_letters: int = 5
-    max_letters: int = 8
-    error_rate: float = 0.65
+@runtime_checkable
+class Remembers(Protocol):
+    """A task whose prompts depend on those that it gave before, and not on the generator alone."""
+
+    def state(self, rng: Random) -> dict[str, Any]:
+        """How far this generator's order is, ready for JSON."""
+        ...
+
+    def restore(self, rng: Random, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        ...
+
+
+class Numbered:
+    """A task without end whose items have numbers: a hash of name and number makes an item, the same on any machine."""
+
+    def make(self, rng: Random) -> Item:
+        """An item from a generator of its own."""
+        raise NotImplementedError
+
+    def item(self, number: int) -> Item:
+        """The item of that number."""
+        # Python hashes the text with SHA-512 to seed the generator.
+        return self.make(Random(f"{type(self).__name__} {number}"))
 
     def prompts(self, rng: Random, n: int) -> list[Item]:
-        items: list[Item] = []
-        for _ in range(n):
-            letters = rng.choices(ascii_lowercase, k=rng.randint(self.min_letters, self.max_letters))
-            items.append({"prompt": "".join(letters) + ">", "answer": "".join(sorted(letters))})
-        return items
-
-    def score(self, completion: str, item: Item) -> float:
-        return float(completion == item["answer"])
-
-    def demonstrate(self, rng: Random, item: Item) -> str:
-        letters = list(item["answer"])
-        if rng.random() < self.error_rate:
-            for _ in range(rng.choice([1, 2])):
-                i, j = rng.randrange(len(letters)), rng.randrange(len(letters))
-                letters[i], letters[j] = letters[j], letters[i]
-        return "".join(letters)
+        """The items of `n` numbers drawn from the run's generator, which the run's seed decides."""
+        return [self.item(rng.getrandbits(64)) for _ in range(n)]
 
 
 def is_held_out(prompt: str) -> bool:
@@ -105,6 +101,8 @@ def draw(task: Task, rng: Random, n: int, *, held_out: bool) -> list[Item]:
     InputError
         The task gave something else than items, or hardly any prompts of this side.
     """
+    if isinstance(task, Splits):
+        return list(task.draw(rng, n, held_out=held_out))
     items: list[Item] = []
     for _ in range(_DRAWS):
         if len(items) >= n:
@@ -116,5 +114,15 @@ def draw(task: Task, rng: Random, n: int, *, held_out: bool) -> list[Item]:
                 raise error("stage_result", stage="the task's prompts()", given=repr(item), expected=expected)
         items += [item for item in found if is_held_out(item["prompt"]) == held_out]
     if len(items) < n:
-        raise error("too_few_prompts", found=len(items), needed=n, side="held-out" if held_out else "training")
+        raise too_few(len(items), n, held_out=held_out)
     return items[:n]
+
+
+def too_few(found: int, needed: int, *, held_out: bool) -> Exception:
+    """The error that says so."""
+    return error("too_few_prompts", found=found, needed=needed, side="held-out" if held_out else "training")
+
+
+def progress(task: Task, rng: Random) -> dict[str, float]:
+    """How far training is with the prompts, where the task has an end of them."""
+    return {"epoch": task.epoch(rng)} if isinstance(task, Splits) else {}

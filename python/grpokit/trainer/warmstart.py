@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from grpokit.errors import error
 
+from .chat import rendered
 from .policy import Completion, Policy
 from .tasks import Demonstrates, Task, draw
 
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from .tasks import Item
 
 
-def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each: Callable[[int, float], None]) -> None:
+def warm_start(
+    policy: Policy,
+    task: Task,
+    config: WarmStart,
+    rng: Random,
+    each: Callable[[int, float], None],
+    *,
+    longest: int | None = None,
+) -> None:
     """Trains the policy in place on demonstrations of training prompts.
 
     Parameters
@@ -36,18 +45,26 @@ def warm_start(policy: Policy, task: Task, config: WarmStart, rng: Random, each:
         Of the prompts and the demonstrations.
     each : callable
         Called with every step and its loss, in nats per token.
+    longest : int, optional
+        Tokens that a completion may have.
 
     Raises
     ------
     InputError
-        The task has no demonstrations.
+        The task has no demonstrations; one of them is too long to be sampled.
     """
     if not config.steps:
         return
     optimizer = torch.optim.AdamW(policy.trained(), lr=config.learning_rate, weight_decay=0.0, foreach=True)
     for step in range(1, config.steps + 1):
         items = draw(task, rng, config.batch_size, held_out=False)
-        batch = policy.pad(demonstrations(policy, task, items, rng))
+        shown = demonstrations(policy, task, items, rng)
+        length = max(len(c.token_ids) for c in shown)
+        if longest is not None and length > longest:
+            expected = f"{length} or more: a demonstration of the task has so many tokens, its end among them"
+            name = "max_completion_length"
+            raise error("bad_parameter", owner="TrainConfig", name=name, given=longest, expected=expected)
+        batch = policy.pad(shown)
         logits = policy.logits(batch.inputs, batch.targets.shape[1])
         loss = cross_entropy(logits[batch.mask], batch.targets[batch.mask])
         for group in optimizer.param_groups:
@@ -70,7 +87,7 @@ def demonstrations(policy: Policy, task: Task, items: Sequence[Item], rng: Rando
     """
     if not isinstance(task, Demonstrates):
         raise error("no_demonstrations", task=type(task).__name__)
-    prompts = policy.encode([item["prompt"] for item in items])
+    prompts = policy.encode(rendered(policy.tokenizer, items))
     texts, end = [task.demonstrate(rng, item) for item in items], policy.tokenizer.eos_token_id
     answers = [[*ids, end] for ids in policy.encode(texts)]
     return [
