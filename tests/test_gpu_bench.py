@@ -48,6 +48,14 @@ def strictly(path):
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Put back afterwards: the bench chooses the interpreter for its own process."""
+    for name in ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "TRITON_DEFAULT_FP_FUSION", "FLA_DISABLE_BACKEND_DISPATCH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="module")
 def gpu():
     """The bench's modules; `grpokit` is the one that is tested."""
@@ -465,6 +473,7 @@ def packed(tmp_path_factory):
     return json.loads(child("-c", PACKED, folder / "cubins", TRITON_INTERPRET="1", PYTHONPATH=path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("V", [151_936, 128_256])
 def test_a_cubin_takes_what_its_launcher_packs(packed, gpu, V):
     found = packed["cubins"][f"row_kernel_{V}_sm_90"]
@@ -489,6 +498,7 @@ def test_a_cubin_takes_what_its_launcher_packs(packed, gpu, V):
     assert (found["grid"], about["num_ctas"], 32 * about["num_warps"]) == ([6], 8, 512)
 
 
+@pytest.mark.slow
 def test_a_cubin_refuses_what_it_was_not_compiled_for(packed):
     for name, why in packed["refused"].items():
         assert "the cubin is for" in why, name

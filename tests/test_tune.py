@@ -17,6 +17,7 @@ print([choose(name, torch.device("cpu")).block for name in ("stats", "gradient",
 """
 
 
+@pytest.mark.slow
 def test_a_table_is_written_and_read(tmp_path):
     path = tmp_path / "table.json"
     environment = os.environ | {"TRITON_INTERPRET": "1", "GRPOKIT_KERNEL_TABLE": ""}

@@ -54,6 +54,7 @@ def test_a_function_that_ends_the_interpreter():
     assert verdict("leaves", "all_masked").problem == "ends the interpreter with the exit code 0"
 
 
+@pytest.mark.slow
 def test_after_three_deaths_it_is_left_alone():
     with Session(f"{HERE}:aborts", "dapo", **DAPO) as session:
         for _ in range(3):

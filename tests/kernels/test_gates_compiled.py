@@ -23,6 +23,7 @@ def found(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_gate_is_compiled_without_spills_and_atomics(found):
     assert {objective.__name__ for objective in gates.GATES} <= found["plans"].keys()
     for name, used in found["plans"].items():

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
+# What stands on the others' kernels is left to the slow run.
+SLOW = ("test_one_pass", "test_linear_head")
+CASES = [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in FILES]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
 def test_interpreted(file):
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", str(file)]

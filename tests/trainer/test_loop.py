@@ -14,7 +14,7 @@ from grpokit.trainer.tasks import is_held_out
 
 from .conftest import parameters_of
 
-FILES = ["checkpoint", "config.toml", "metrics.jsonl", "rollouts.jsonl", "summary.json"]
+FILES = ["checkpoint", "config.toml", "metrics.jsonl", "rollouts.jsonl", "snapshots", "summary.json"]
 
 
 def lines(path):

@@ -193,6 +193,8 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     import sys
 
     pq.write_table(pa.table({"prompt": ["1"], "answer": ["1"]}), tmp_path / "a.parquet")
+    # Put back afterwards, as the package's attribute too.
+    monkeypatch.setattr(gk, "io", sys.modules.get("grpokit.io"), raising=False)
     monkeypatch.delitem(sys.modules, "grpokit.io.parquet", raising=False)
     monkeypatch.delitem(sys.modules, "grpokit.io", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -69,10 +69,6 @@ def killed(place, kills, rng):
     return steps
 
 
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
-    assert killed(tmp_path / "run", 1, random.Random(0))
-
-
 @pytest.mark.slow
 def test_many_kills(tmp_path):
     """Ten, or as many as `make soak` says, five a run at most."""
