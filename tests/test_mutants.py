@@ -99,12 +99,12 @@ MUTANTS = [
     ("equation.py", 'ranks is not None and stage.scope == "batch"', "False"),
     ("equation.py", "policy, batch.tokens(recipe, views)", "policy, batch.tokens(recipe, leaves)"),
     ("equation.py", "(term.scale * settled.share)", "settled.share"),
-    ("loss.py", "(finite + self.entropies[at, None])", "(finite - self.entropies[at, None])"),
-    ("loss.py", "[:, None] / self.batch.temperature for", "[:, None] for"),
-    ("loss.py", "batch.whole.ready.pop(key, None)", "batch.whole.ready.get(key, None)"),
+    ("vocabulary.py", "0.0) + entropies[at, None])", "0.0) - entropies[at, None])"),
+    ("vocabulary.py", "float = 1 / temperature", "float = 1.0"),
+    ("door.py", "ready.pop(part_key(batch, recipe), None)", "ready.get(part_key(batch, recipe), None)"),
     ("loss.py", "del part.whole.observed[recipe]", "pass"),
     ("loss.py", "observed.setdefault(recipe, {})", 'observed.setdefault("", {})'),
-    ("loss.py", "upstream * g for", "g for"),
+    ("door.py", "upstream * g for", "g for"),
     ("metrics.py", "batch.whole.live_tokens", "batch.live_tokens"),
     ("metrics.py", "(coefficients.weights != 0)", "(tokens.advantages != 0)"),
 ]
@@ -116,7 +116,7 @@ def test_every_planted_fault_is_noticed(tmp_path, monkeypatch):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["torch", "sympy", "hypothesis", "pytest"])  # what takes long to import
     with ProcessPoolExecutor(os.cpu_count(), mp_context=server, max_tasks_per_child=1) as pool:
-        sound = pool.submit(pytest.main, plant(tmp_path / "sound", ("loss.py", "CHUNK = 2**20", "CHUNK = 2**19")))
+        sound = pool.submit(pytest.main, plant(tmp_path / "sound", ("vocabulary.py", "CHUNK = 2**20", "CHUNK = 2**19")))
         tried = [pool.submit(pytest.main, plant(tmp_path / str(i), mutant)) for i, mutant in enumerate(MUTANTS)]
         noticed = [run.result() == pytest.ExitCode.TESTS_FAILED for run in tried]
     assert [mutant for mutant, killed in zip(MUTANTS, noticed, strict=True) if not killed] == []
