@@ -112,8 +112,8 @@ def test_the_sampler_and_the_loss_agree_without_dropout(config, saved, kind):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_keeps_what_learns_in_fp32(config, saved):
-    exact, half = policy_of(config, saved, "llama"), policy_of(config, saved, "llama", precision="bf16")
+def test_bf16_keeps_what_learns_in_fp32(config, saved, kind):
+    exact, half = policy_of(config, saved, kind), policy_of(config, saved, kind, precision="bf16")
     assert {weight.dtype for weight in half.trained()} == {torch.float32}
     loss, gradients = step(half)
     expected, _ = step(exact)

@@ -194,6 +194,18 @@ def test_nothing_is_left_to_do(finished):
     assert Trainer(dataclasses.replace(config, steps=6), **how).config.steps == 6
 
 
+def test_a_run_without_snapshots_stays_as_it_is_where_it_is_refused(config, task, silent, tmp_path):
+    how = {"task": task, "console": silent, "directory": tmp_path / "run"}
+    config = dataclasses.replace(config, snapshots=Snapshots(every=0))
+    Trainer(config, **how).train()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    for steps, learning_rate in ((3, 3e-4), (3, 0.1), (5, 0.1)):
+        other = dataclasses.replace(config, steps=steps, learning_rate=learning_rate)
+        with pytest.raises(gk.StateError):
+            Trainer(other, resume=True, **how)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+
 def test_another_run_is_refused_with_what_differs(finished):
     config, run, how = finished
     before = told(run)
@@ -213,9 +225,11 @@ def test_a_damaged_snapshot_is_named(finished, name):
     config, run, how = finished
     path = run / "snapshots" / "step-00000003" / name
     path.write_bytes(path.read_bytes()[:100])
+    before = told(run), (run / "config.toml").read_bytes()
     with pytest.raises(gk.FileError, match="step-00000003 cannot be read") as caught:
         Trainer(dataclasses.replace(config, steps=5), **how).train()
     assert caught.value.kind == "file_unreadable"
+    assert (told(run), (run / "config.toml").read_bytes()) == before
 
 
 def test_what_is_no_run(config, tmp_path):

@@ -117,10 +117,8 @@ class Trainer:
         torch.set_num_threads(self.config.threads)
         with self.rewards:
             self._start()
-            if self.taken_up is not None:
-                # Before anything is written: what is there of a run that cannot be taken up stays as it is.
-                snapshot.load(self, self.taken_up)
-                self.console.note(f"goes on after step {self.steps}, in {self.run.path}")
+            if self.resume:
+                self._go_on()
             status = "failed"
             try:
                 if self.taken_up is None:
@@ -150,14 +148,12 @@ class Trainer:
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
         self.controllers: dict[str, dict[str, float]] = {}
-        if self.resume:
-            self.run.configure(config)  # there may be more steps
-        else:
+        if not self.resume:
             self.run.create(config, overwrite=self.overwrite)
 
     def _take_up(self) -> Path | None:
         """The snapshot to go on from, if the run is this one."""
-        found = self.run.reopen()
+        found = self.run.last_snapshot()
         former = TrainConfig.from_file(self.run.path / "config.toml")
         differences = former.differences(self.config)
         steps = differences.pop("steps", (former.steps, former.steps))
@@ -168,6 +164,16 @@ class Trainer:
         if self.run.finished_steps() >= self.config.steps:
             raise error("no_steps_left", path=self.run.path, steps=self.config.steps)
         return found
+
+    def _go_on(self) -> None:
+        """From the snapshot, or from the beginning where there is none. What cannot be taken up stays as it is."""
+        if self.taken_up is None:
+            self.run.cut({})
+            self.console.note(f"no snapshot in {self.run.path}: begins anew")
+        else:
+            snapshot.load(self, self.taken_up)
+            self.console.note(f"goes on after step {self.steps}, in {self.run.path}")
+        self.run.configure(self.config)  # there may be more steps
 
     def _snapshot(self, step: int) -> None:
         every = self.config.snapshots.every

@@ -207,9 +207,9 @@ class Policy:
         """The loss of a part of a step, whose `inputs` are those of `Padded`."""
         if self._how.head is None:
             return gk.loss.from_logits(self.logits(part.inputs, part.shape[1]), part, recipe)
-        return gk.loss.from_hidden(
-            self.hidden(part.inputs, part.shape[1]), self._weight, part, recipe, **self._how.head
-        )
+        hidden = self.hidden(part.inputs, part.shape[1])
+        with self.precision():
+            return gk.loss.from_hidden(hidden, self._weight, part, recipe, **self._how.head)
 
     @torch.no_grad()
     def observe(self, part: gk.TokenBatch, recipe: gk.Recipe) -> None:
@@ -218,7 +218,8 @@ class Policy:
             gk.loss.observe(self.logits(part.inputs, part.shape[1]), part, recipe)
         else:
             hidden = self.hidden(part.inputs, part.shape[1])
-            gk.loss.observe(hidden, part, recipe, weight=self._weight, **self._how.head)
+            with self.precision():
+                gk.loss.observe(hidden, part, recipe, weight=self._weight, **self._how.head)
 
     @torch.no_grad()
     def logps(self, batch: Padded, temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:

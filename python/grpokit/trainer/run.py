@@ -133,8 +133,8 @@ class RunDirectory:
         """Where the reference policy's weights are, which never change."""
         return self.path / "reference.safetensors"
 
-    def reopen(self) -> Path | None:
-        """Takes up a run that is there: its last snapshot, or None where it has none and begins anew.
+    def last_snapshot(self) -> Path | None:
+        """The last snapshot of a run that is there, or None where it has none.
 
         Raises
         ------
@@ -143,10 +143,7 @@ class RunDirectory:
         """
         if not (self.path / "config.toml").is_file():
             raise error("not_a_run", path=self.path)
-        found = sorted(self._snapshots().glob("step-*"))
-        if not found:
-            self.cut({})
-        return found[-1] if found else None
+        return max(self._snapshots().glob("step-*"), default=None)
 
     def finished_steps(self) -> int:
         """How many steps the run had when it last came to its end; -1 if it never did."""
