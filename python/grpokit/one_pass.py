@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import gates
-from .door import LossOutput, part_key, sequence_log_weights
+from .door import LossOutput, part_key, sequence_log_weights, take_ready
 from .errors import error
 from .metrics import measure
 from .vocabulary import ONE_PASS, VARIABLE, overwritten, why_not_in_place
@@ -22,7 +22,6 @@ from .vocabulary import ONE_PASS, VARIABLE, overwritten, why_not_in_place
 if TYPE_CHECKING:
     from ._recipe import Recipe
     from .batch import TokenBatch
-    from .equation import Coefficients
     from .vocabulary import Reader
 
 
@@ -110,7 +109,7 @@ def loss(logits: Tensor, batch: TokenBatch, recipe: Recipe, *, softcap: float | 
 
     entropy = recipe.reads("entropies")
     with torch.no_grad():
-        ready: Coefficients | None = batch.whole.ready.pop(part_key(batch, recipe), None)
+        ready = take_ready(batch, recipe)
         plan = gates.lower(batch, recipe, _like(recipe, torch.empty(0)))
         if ready is not None:
             g = ready.gradients["logps"].float()

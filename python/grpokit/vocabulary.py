@@ -308,15 +308,7 @@ def token_stats(
 
 
 @token_stats.register_fake
-def _(
-    logits: Tensor,
-    places: Tensor,
-    targets: Tensor,
-    temperature: float,
-    softcap: float | None = None,
-    first: int = 0,
-    kernel: str = "eager",
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(logits: Tensor, places: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     n = places.shape[0]
     return tuple(logits.new_empty(shape, dtype=dtype) for shape in ((n,), (n,), (n, 2)))  # type: ignore[return-value]
@@ -433,14 +425,17 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(logits, places, targets, state, entropies)
 
 
+def _kept(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Any, ...]:
+    """What the gradient is written from: what `_keep` kept, and the two coefficients."""
+    *saved, entropies = ctx.saved_tensors
+    g = torch.zeros_like(entropies) if g is None else g.contiguous()
+    return *saved, entropies, g, None if h is None else h.contiguous(), *ctx.how
+
+
 def _backward(ctx: Any, g: Tensor | None, h: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    logits, places, targets, state, entropies = ctx.saved_tensors
     if g is None and h is None:
         return (None,) * 7
-    g = torch.zeros_like(entropies) if g is None else g.contiguous()
-    h = None if h is None else h.contiguous()
-    dz = torch.ops.grpokit.logits_gradient(logits, places, targets, state, entropies, g, h, *ctx.how)
-    return dz, *(None,) * 6
+    return torch.ops.grpokit.logits_gradient(*_kept(ctx, g, h)), *(None,) * 6
 
 
 token_stats.register_autograd(_backward, setup_context=_keep)
@@ -464,9 +459,8 @@ class TokenStats(torch.autograd.Function):
         if not ctx.inplace:
             return None, None, *_backward(ctx, g, h, None)
         # Reading them again after they were overwritten is torch's own error: their version says so.
-        logits, places, targets, state, entropies = ctx.saved_tensors
+        logits, *kept = _kept(ctx, g, h)
         out = logits.detach()
-        g = torch.zeros_like(entropies) if g is None else g.contiguous()
-        write_gradient(out, out, places, targets, state, entropies, g, None if h is None else h.contiguous(), *ctx.how)
+        write_gradient(out, out, *kept)
         overwritten(logits)
         return None, None, out, *(None,) * 6
