@@ -21,7 +21,7 @@ import triton.language as tl
 
 from .gates import estimate, token_gate
 from .gradient import coefficients, edge, pulled, slots_of
-from .softmax import LEAST, LN2, absorb, capped, exponents, merge, row_of
+from .softmax import LEAST, LN2, capped, exponents, first_sweep, row_of, within
 from .stats import aligned, rows
 from .table import Config, choose
 
@@ -108,10 +108,7 @@ def tile(row, START: tl.constexpr, SIZE: tl.constexpr, V):
 @triton.jit
 def sums(z, column, V, M, c, cap, HAS_ENTROPY: tl.constexpr, HAS_CAP: tl.constexpr):
     """Σ 2^u of a tile and, where entropies are asked for, Σ u 2^u."""
-    z = z.to(tl.float32)
-    if HAS_CAP:
-        z = tl.where(column < V, capped(z, cap, HAS_CAP), float("-inf"))
-    u = exponents(z, c, M, HAS_ENTROPY)
+    u = exponents(within(z, column < V, cap, HAS_CAP), c, M, HAS_ENTROPY)
     e = tl.exp2(u)
     t = 0.0
     if HAS_ENTROPY:
@@ -130,10 +127,7 @@ def write(row, z, column, V, target, M, c, cap, g, a, b, HAS_ENTROPY: tl.constex
 @triton.jit
 def largest(z, column, V, cap, HAS_CAP: tl.constexpr):
     """The largest logit of a tile."""
-    z = z.to(tl.float32)
-    if HAS_CAP:
-        z = tl.where(column < V, capped(z, cap, HAS_CAP), float("-inf"))
-    return tl.max(z, 0)
+    return tl.max(within(z, column < V, cap, HAS_CAP), 0)
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=ADDRESSES)
@@ -257,20 +251,8 @@ def sweep_kernel(
     hit = tl.load(row + target).to(tl.float32)
     target = target.to(tl.int32)
     column = tl.arange(0, BLOCK)
-    M = tl.full((LANES,), LEAST, tl.float32)
-    s = tl.zeros((LANES,), tl.float32)
-    t = tl.zeros((LANES,), tl.float32)
     whole = (V // BLOCK) * BLOCK
-    mask = whole + column < V
-    for start in range(0, whole, BLOCK):
-        z = tl.load(row + start + column, eviction_policy="evict_last").to(tl.float32)
-        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, HAS_CAP)
-    if whole < V:
-        z = tl.load(row + whole + column, mask=mask, other=float("-inf")).to(tl.float32)
-        if HAS_CAP:
-            z = tl.where(mask, capped(z, cap, HAS_CAP), float("-inf"))
-        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, False)
-    most, log_sum, mean = merge(M, s, t)
+    most, log_sum, mean = first_sweep(row, V, c, cap, BLOCK, VEC, LANES, 1, "evict_last", HAS_ENTROPY, HAS_CAP)
     logp = (tl.fma(capped(hit, cap, HAS_CAP), c, -most) - log_sum) * LN2
     H = 0.0 * logp
     tl.store(LOGPS + i, logp)

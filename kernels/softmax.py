@@ -33,6 +33,15 @@ def capped(z, cap, HAS_CAP: tl.constexpr):
 
 
 @triton.jit
+def within(z, there, cap, HAS_CAP: tl.constexpr):
+    """Logits in fp32, capped; −∞ where none is: what is capped is finite, and must not count as −cap."""
+    z = z.to(tl.float32)
+    if HAS_CAP:
+        z = tl.where(there, capped(z, cap, HAS_CAP), float("-inf"))
+    return z
+
+
+@triton.jit
 def exponents(z, c, M, HAS_ENTROPY: tl.constexpr):
     """u = z c − M, M a scalar or like z; where u 2^u is computed −∞ is made finite, since 0 · −∞ must be 0."""
     u = tl.fma(z, tl.zeros_like(z) + c, tl.zeros_like(z) - M)
@@ -63,3 +72,34 @@ def merge(M, s, t):
     scale = tl.exp2(lower)
     total = tl.sum(scale * s, 0)
     return most, tl.log2(total), tl.sum(scale * (t + lower * s), 0) / total
+
+
+@triton.jit
+def first_sweep(
+    row,
+    V,
+    c,
+    cap,
+    BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
+    POLICY: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+):
+    """A row's M, log2 Σ 2^u and Σ u 2^u / Σ 2^u; POLICY is what the caches are told of its blocks."""
+    column = tl.arange(0, BLOCK)
+    M = tl.full((LANES,), LEAST, tl.float32)
+    s = tl.zeros((LANES,), tl.float32)
+    t = tl.zeros((LANES,), tl.float32)
+    # Full blocks have no mask: it would cost an instruction for each element.
+    whole = (V // BLOCK) * BLOCK
+    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        z = tl.load(row + start + column, eviction_policy=POLICY).to(tl.float32)
+        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, HAS_CAP)
+    if whole < V:
+        there = whole + column < V
+        z = within(tl.load(row + whole + column, mask=there, other=float("-inf")), there, cap, HAS_CAP)
+        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, False)
+    return merge(M, s, t)

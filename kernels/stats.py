@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .softmax import LEAST, LN2, absorb, capped, merge, row_of
+from .softmax import LN2, capped, first_sweep, row_of
 from .table import Config, choose
 
 # A launch has a variant for whether its rows are aligned, and for V; these numbers and addresses make no further ones.
@@ -43,22 +43,7 @@ def stats_kernel(
     """log π = (z c − M − log2 Σ 2^u) ln 2 and H = (log2 Σ 2^u − Σ u 2^u / Σ 2^u) ln 2."""
     i = tl.program_id(0).to(tl.int64)
     row = row_of(X, tl.load(PLACES + i), length, stride_b, stride_t, VEC > 1)
-    column = tl.arange(0, BLOCK)
-    M = tl.full((LANES,), LEAST, tl.float32)
-    s = tl.zeros((LANES,), tl.float32)
-    t = tl.zeros((LANES,), tl.float32)
-    # Full blocks have no mask: it would cost an instruction for each element.
-    whole = (V // BLOCK) * BLOCK
-    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-        z = tl.load(row + start + column).to(tl.float32)
-        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, HAS_CAP)
-    if whole < V:
-        z = tl.load(row + whole + column, mask=whole + column < V, other=float("-inf")).to(tl.float32)
-        if HAS_CAP:
-            # What is capped is finite: places beyond the row must not count as −cap.
-            z = tl.where(whole + column < V, capped(z, cap, HAS_CAP), float("-inf"))
-        M, s, t = absorb(z, M, s, t, c, cap, VEC, HAS_ENTROPY, False)
-    most, log_sum, mean = merge(M, s, t)
+    most, log_sum, mean = first_sweep(row, V, c, cap, BLOCK, VEC, LANES, STAGES, "", HAS_ENTROPY, HAS_CAP)
     target = tl.load(TARGETS + i) - first
     inside = (target >= 0) & (target < V)
     z = capped(tl.load(row + target, mask=inside, other=0.0).to(tl.float32), cap, HAS_CAP)

@@ -7,11 +7,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import grpokit as gk
+from grpokit import kernel_choice
 from grpokit import loss as losses
-from grpokit import vocabulary
 from grpokit.door import sequence_log_weights
+from grpokit.kernel_choice import backend
 from grpokit.tokens import sum_segments
-from grpokit.vocabulary import backend
 from tests.losses import RECIPES, cast, padded, run, same, table
 
 LOGITS = torch.zeros(2, 3, 8)
@@ -78,7 +78,7 @@ def test_without_triton_or_on_an_old_gpu(gpu):
     assert backend("auto", on_cuda()) == "eager"
     with pytest.raises(gk.InputError, match="kernel='two_kernel' cannot run: Tesla T4 is older than Ampere. Take"):
         backend("two_kernel", on_cuda())
-    gpu.setattr(vocabulary, "HAS_TRITON", False)
+    gpu.setattr(kernel_choice, "HAS_TRITON", False)
     assert backend("auto", on_cuda()) == "eager"
     with pytest.raises(gk.InputError, match="Triton is not installed"):
         backend("one_kernel", on_cuda())

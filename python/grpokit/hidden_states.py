@@ -22,9 +22,10 @@ from torch import Tensor
 from .door import LossOutput, columns_door, run, sequence_log_weights, take_ready
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
+from .kernel_choice import backend
 from .linear_head import Head, check_hidden
 from .metrics import measure
-from .vocabulary import backend, rows_at
+from .vocabulary import rows_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .door import MADE, check_floats
 from .errors import error
-from .vocabulary import ONE_PASS, at_a_time, backend, check_numbers, rows_at, write_gradient
+from .kernel_choice import ONE_PASS, backend
+from .vocabulary import at_a_time, check_numbers, rows_at, write_gradient
 
 if TYPE_CHECKING:
     from .batch import TokenBatch

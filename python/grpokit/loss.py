@@ -19,7 +19,8 @@ from .door import Door, LossOutput, check_floats, columns_door, run
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
 from .hidden_states import WORKSPACE_BYTES, from_hidden, read_columns
-from .vocabulary import ONE_PASS, Reader, VocabularyShard, backend
+from .kernel_choice import ONE_PASS, backend
+from .vocabulary import Reader, VocabularyShard
 
 if TYPE_CHECKING:
     from ._recipe import Recipe

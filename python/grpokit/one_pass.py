@@ -16,8 +16,9 @@ from torch import Tensor
 from . import gates
 from .door import LossOutput, part_key, sequence_log_weights, take_ready
 from .errors import error
+from .kernel_choice import ONE_PASS, VARIABLE
 from .metrics import measure
-from .vocabulary import ONE_PASS, VARIABLE, overwritten, why_not_in_place
+from .vocabulary import overwritten, why_not_in_place
 
 if TYPE_CHECKING:
     from ._recipe import Recipe

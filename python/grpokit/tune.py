@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import error
-from .vocabulary import why_no_kernel
+from .kernel_choice import why_no_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

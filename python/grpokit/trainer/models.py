@@ -18,7 +18,8 @@ from grpokit.errors import error
 from .policy import Policy, without_progress_bars
 
 if TYPE_CHECKING:
-    from .config import LoRA, TrainConfig
+    from .config import TrainConfig
+    from .config_tables import LoRA
 
 _DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
 

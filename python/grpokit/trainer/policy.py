@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from grpokit.door import LossOutput
 
-    from .config import TinyModel
+    from .config_tables import TinyModel
 
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " \n"
 _CONTEXT = 512

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from random import Random
 
-    from .config import WarmStart
+    from .config_tables import WarmStart
     from .tasks import Item
 
 

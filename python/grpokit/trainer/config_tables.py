@@ -1,0 +1,185 @@
+"""The tables of a configuration: the model, what is before training, how it is steered, watched and taken up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpokit.errors import error
+from grpokit.parameters import check_choice
+
+from .fields import above, at_least, check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyModel:
+    """The built-in decoder: random weights, characters as tokens, about 0.1 M parameters.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width, a multiple of twice `heads`.
+    intermediate_size : int
+        Width inside the feed-forward layers.
+    layers, heads : int
+        Decoder layers, and attention heads in each.
+    """
+
+    hidden_size: int = at_least(2, 64)
+    intermediate_size: int = at_least(1, 192)
+    layers: int = at_least(1, 2)
+    heads: int = at_least(1, 4)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.hidden_size % (2 * self.heads):
+            expected = f"a multiple of {2 * self.heads}, twice the number of heads"
+            raise error(
+                "bad_parameter", owner="TinyModel", name="hidden_size", given=self.hidden_size, expected=expected
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """Low-rank weights beside the model's linear layers (arXiv:2106.09685), trained in place of these.
+
+    Parameters
+    ----------
+    rank : int
+        r; 0 trains the whole model.
+    alpha : int
+        What is added is alpha / rank times B A.
+    targets : tuple of str
+        The names of the layers, ``("q_proj", "v_proj")``; empty for all linear ones but the head.
+    """
+
+    rank: int = at_least(0, 0)
+    alpha: int = at_least(1, 32)
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """Supervised steps on the task's demonstrations before reinforcement learning begins.
+
+    Parameters
+    ----------
+    steps : int
+        Optimizer steps; 0 leaves the weights as they are. -1 is 600 for the built-in model, whose weights are random,
+        and none for one that was trained before.
+    batch_size : int
+        Demonstrations a step, each seen once.
+    learning_rate : float
+        AdamW's, at its highest: it rises over the first twentieth of the steps and falls as a cosine.
+    """
+
+    steps: int = at_least(-1, -1)
+    batch_size: int = at_least(1, 64)
+    learning_rate: float = above(0, 3e-3)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Held-out pass@1: the share of sampled completions that score 1, at temperature 1.
+
+    Parameters
+    ----------
+    prompts : int
+        Held-out prompts; a hash of the text keeps them out of training.
+    samples : int
+        Completions a prompt.
+    every : int
+        Steps between evaluations; 0 evaluates before the first step and after the last one only.
+    """
+
+    prompts: int = at_least(2, 256)
+    samples: int = at_least(1, 8)
+    every: int = at_least(0, 20)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshots:
+    """What a run that is killed goes on from: `grpokit train --resume`.
+
+    Parameters
+    ----------
+    every : int
+        Steps between snapshots; 0 writes none.
+    keep_last : int
+        How many stay.
+    """
+
+    every: int = at_least(0, 20)
+    keep_last: int = at_least(1, 2)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KLControl:
+    """Steers the coefficient of the recipe's KL penalty; see `grpokit.AdaptiveKL`.
+
+    Parameters
+    ----------
+    target : float
+        The KL per token to hold, in nats; 0 leaves the coefficient as the recipe has it.
+    horizon : float
+        In rollouts: how slowly the coefficient moves.
+    """
+
+    target: float = at_least(0, 0.0)
+    horizon: float = above(0, 10_000.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyControl:
+    """Adds an entropy bonus and steers its coefficient; see `grpokit.AdaptiveEntropy`.
+
+    Parameters
+    ----------
+    target : float
+        The entropy per token to hold, in nats; 0 adds no bonus.
+    delta : float
+        The step of the coefficient.
+    high : float
+        Its largest value.
+    """
+
+    target: float = at_least(0, 0.0)
+    delta: float = at_least(0, 0.005)
+    high: float = at_least(0, 1.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LRControl:
+    """Scales the learning rate of each update by its effective sample size; see `grpokit.ESSLearningRate`.
+
+    Parameters
+    ----------
+    base : float
+        The share of the minibatch from which on the step is full, 1 in the paper; 0 scales nothing.
+    scale : str
+        "sqrt" or "linear".
+    """
+
+    base: float = at_least(0, 0.0)
+    scale: str = "sqrt"
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_choice(self, "scale", ("sqrt", "linear"))
