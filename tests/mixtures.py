@@ -9,8 +9,9 @@ from torch import nn
 
 import grpokit as gk
 from grpokit.routers import ROUTERS, Mixture
+from grpokit.trainer.engine import InProcess
 from grpokit.trainer.policy import Policy, character_tokenizer
-from grpokit.trainer.rollout import generate
+from grpokit.trainer.sampling import Sampling
 
 TOKENIZER = character_tokenizer()
 SIZES = {
@@ -105,9 +106,10 @@ PROMPTS = ["dcab>", "zyx>", "qwertyu>", "bbaa>"] * 2
 def sampled(model, seed=0, length=10):
     """What a bf16 copy of the model samples with its cache, and the experts that it chose, laid out for training."""
     policy = Policy(copy.deepcopy(model).to(torch.bfloat16), TOKENIZER)
-    generator = torch.Generator().manual_seed(seed)
     with gk.record_routing(policy.model) as recorder:
-        completions = generate(policy, PROMPTS, max_completion_length=length, temperature=1.0, generator=generator)
+        completions = InProcess(policy).generate(
+            policy.encode(PROMPTS), [seed << 32 | row for row in range(len(PROMPTS))], Sampling(length)
+        )
     batch = Policy(model, TOKENIZER).pad(completions)
     mask = batch.inputs["attention_mask"]
     record = recorder.record

@@ -18,8 +18,9 @@ from timing import machine, save
 
 import grpokit as gk
 from grpokit.trainer.config import WarmStart
+from grpokit.trainer.engine import InProcess
 from grpokit.trainer.policy import Policy, character_tokenizer
-from grpokit.trainer.rollout import generate
+from grpokit.trainer.sampling import Sampling
 from grpokit.trainer.task_sorting import Sorting
 from grpokit.trainer.tasks import draw
 from grpokit.trainer.warmstart import warm_start
@@ -47,10 +48,8 @@ def mixture(seed):
 def sample(policy, trainer, prompts, seed, *, weights=False):
     """The completions laid out for the trainer, and the experts that the sampler chose, in that layout."""
     with gk.record_routing(policy.model, weights=weights) as recorder:
-        completions = generate(
-            policy, prompts, max_completion_length=LENGTH, temperature=1.0,
-            generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
+        seeds = [seed << 32 | row for row in range(len(prompts))]
+        completions = InProcess(policy).generate(policy.encode(prompts), seeds, Sampling(LENGTH))
     batch = trainer.pad(completions)
     mask, record = batch.inputs["attention_mask"].bool(), recorder.record
     seen = mask[:, : record.layout[1]]

@@ -620,6 +620,12 @@ KINDS: dict[str, Kind] = {
         StateError,
         "{path} is at its end: all {steps} steps are done. Say --set steps=... to go on for more.",
     ),
+    "sampler_differs": Kind(
+        StateError,
+        "the sampler's log-probs are {mean:.3g} nats off the trainer's in the mean and {most:.3g} at most, on tokens "
+        "that the weights after {version} updates sampled, and max_logp_gap is {bound:.3g}: the sampler has other "
+        "weights, or computes in another way. Look at how it gets its weights; raise max_logp_gap if it is precision.",
+    ),
     "not_a_run": Kind(
         FileError,
         "{path} is not the directory of a run, so it is not replaced. Choose another name, or remove it yourself.",

@@ -5,6 +5,8 @@ import pytest
 
 from grpokit.stages import EXAMPLES
 from grpokit.trainer.config import Evaluation, TinyModel, TrainConfig, WarmStart
+from grpokit.trainer.engine import InProcess
+from grpokit.trainer.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ def config():
 def parameters_of(name):
     """What a recipe requires, but for the run's own length."""
     return {k: v for k, v in EXAMPLES[name].items() if k != "max_len"}
+
+
+def generated(policy, prompts, longest, *, seed=0, **how):
+    """A completion of each prompt, sampled in process."""
+    seeds = [seed << 32 | row for row in range(len(prompts))]
+    return InProcess(policy).generate(policy.encode(prompts), seeds, Sampling(longest, **how))
 
 
 class Silent:

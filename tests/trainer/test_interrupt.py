@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpokit.trainer.config import TrainConfig
 from grpokit.trainer.policy import Policy
-from grpokit.trainer.rollout import generate
+
+from .conftest import generated
 
 # A process that is started in the background inherits that SIGINT is ignored, hence the first line.
 PROGRAM = """
@@ -66,4 +66,4 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path, settings, moment, steps):
     policy = Policy(
         AutoModelForCausalLM.from_pretrained(run / "checkpoint"), AutoTokenizer.from_pretrained(run / "checkpoint")
     )
-    generate(policy, ["cab>"], max_completion_length=5, temperature=1.0, generator=torch.Generator().manual_seed(0))
+    generated(policy, ["cab>"], 5)

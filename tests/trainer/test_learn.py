@@ -1,31 +1,24 @@
 import dataclasses
-from random import Random
 
 import numpy as np
 import pytest
 import torch
 
 import grpokit as gk
-from grpokit.trainer.collect import collect
+from grpokit.trainer.collect import Collector
+from grpokit.trainer.engine import InProcess
 from grpokit.trainer.learn import Learner
 from grpokit.trainer.policy import Policy
 from grpokit.trainer.rewards import RewardFunction, Rewards
-from grpokit.trainer.rollout import generate
 
-from .conftest import parameters_of
+from .conftest import generated, parameters_of
 
 
 def collected(policy, task, config, *, reward=None, seed=0, reference=None):
-    return collect(
-        policy,
-        reference=reference,
-        task=task,
-        rewards=Rewards(task, [] if reward is None else [RewardFunction(1.0, None, reward)]),
-        recipe=config.make_recipe(),
-        config=config,
-        rng=Random(seed),
-        generator=torch.Generator().manual_seed(seed),
-    )
+    rewards = Rewards(task, [] if reward is None else [RewardFunction(1.0, None, reward)])
+    config = dataclasses.replace(config, seed=seed)
+    collector = Collector(policy, InProcess(policy), task, rewards, config, reference=reference)
+    return collector.collect(config.make_recipe())
 
 
 def learned(task, config, **kwargs):
@@ -81,13 +74,13 @@ def test_what_could_not_be_scored_is_dropped_and_not_counted_as_zero(task, confi
     assert metrics["reward_std"] == 1
     assert not sampled.processed.keep[3::4].any()
     assert sampled.processed.keep.sum() == 3 * config.prompts_per_step
-    records = list(sampled.records(step=1, version=0, groups=1))
+    records = list(sampled.records(step=1, groups=1))
     assert [r["reward"] for r in records] == [0, 1, 2, None]
 
 
 def test_the_logged_rows_are_rollouts_that_grpokit_reads(task, config):
     sampled = collected(Policy.tiny(config.tiny, seed=2), task, config)
-    records = list(sampled.records(step=7, version=3, groups=2))
+    records = list(sampled.records(step=7, groups=2))
     assert len(records) == 2 * config.num_generations
     out = gk.process(records, config.make_recipe())
     assert out.advantages.tolist() == [r["advantage"] for r in records]
@@ -132,10 +125,8 @@ def test_remax_has_the_greedy_answers_reward_as_its_baseline(task, config):
     policy = Policy.tiny(config.tiny, seed=2)
     sampled = collected(policy, task, config)
     prompts = [item["prompt"] for item in sampled.items]
-    greedy = generate(policy, prompts, max_completion_length=6, temperature=0, generator=torch.Generator())
-    again = generate(
-        policy, prompts, max_completion_length=6, temperature=0, generator=torch.Generator().manual_seed(9)
-    )
+    greedy = generated(policy, prompts, 6, temperature=0)
+    again = generated(policy, prompts, 6, temperature=0, seed=9)
     assert greedy == again
     expected = [r - task.score(c.text, item) for r, c, item in zip(sampled.rewards, greedy, sampled.items, strict=True)]
     np.testing.assert_allclose(sampled.processed.advantages, expected, atol=1e-15)

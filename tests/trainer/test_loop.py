@@ -9,10 +9,9 @@ import grpokit as gk
 from grpokit.trainer import TrainConfig, Trainer
 from grpokit.trainer.config import TaskConfig
 from grpokit.trainer.policy import Policy
-from grpokit.trainer.rollout import generate
 from grpokit.trainer.tasks import is_held_out
 
-from .conftest import parameters_of
+from .conftest import generated, parameters_of
 
 FILES = ["checkpoint", "config.toml", "metrics.jsonl", "rollouts.jsonl", "snapshots", "summary.json"]
 
@@ -76,10 +75,7 @@ def test_the_checkpoint_is_the_policy_at_the_end(train, config, tmp_path):
     where = tmp_path / "run" / "checkpoint"
     loaded = Policy(AutoModelForCausalLM.from_pretrained(where), AutoTokenizer.from_pretrained(where))
     prompts = ["a1>", "bcd>"]
-    ours, theirs = (
-        generate(p, prompts, max_completion_length=6, temperature=1.0, generator=torch.Generator().manual_seed(0))
-        for p in (trainer.policy, loaded)
-    )
+    ours, theirs = (generated(p, prompts, 6) for p in (trainer.policy, loaded))
     assert ours == theirs
 
 

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import grpokit as gk
 from grpokit.trainer.config import TinyModel
 from grpokit.trainer.policy import CHARACTERS, Completion, Policy, character_tokenizer
-from grpokit.trainer.rollout import generate
+
+from .conftest import generated
 
 SIZES = TinyModel(hidden_size=32, intermediate_size=48, layers=2, heads=2)
 PROMPTS = ["a>", "dcba>", "hello world>", "7>"]
@@ -19,8 +20,7 @@ def policy():
 
 
 def sample(policy, prompts, *, seed=0, temperature=1.0, longest=7):
-    generator = torch.Generator().manual_seed(seed)
-    return generate(policy, prompts, max_completion_length=longest, temperature=temperature, generator=generator)
+    return generated(policy, prompts, longest, seed=seed, temperature=temperature)
 
 
 def completion(prompt_ids, token_ids):

@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
-import torch
 
 import grpokit as gk
 from grpokit.cli import main
 from grpokit.trainer import TrainConfig, Trainer
-from grpokit.trainer.collect import collect
+from grpokit.trainer.collect import Collector
+from grpokit.trainer.engine import InProcess
 from grpokit.trainer.learn import Learner
 from grpokit.trainer.policy import Policy
 from grpokit.trainer.rewards import RewardFunction, Rewards
@@ -119,8 +118,7 @@ def test_rewards_that_are_normalised_one_by_one(config, task):
         return [float(len(text)) for text in completions]
 
     scorer = Rewards(task, [RewardFunction(1.0, None, letters), RewardFunction(1.0, None, long)])
-    rng, generator = Random(0), torch.Generator().manual_seed(0)
-    sampled = collect(policy, task=task, rewards=scorer, recipe=recipe, config=config, rng=rng, generator=generator)
+    sampled = Collector(policy, InProcess(policy), task, scorer, config).collect(recipe)
     columns = {
         "group_id": sampled.group_id,
         "reward": sampled.rewards,

@@ -6,7 +6,10 @@ Dynamic sampling (DAPO, arXiv:2503.14476, §3.2) is nothing but this loop around
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,21 +17,21 @@ import numpy as np
 import grpokit as gk
 
 from .chat import rendered
-from .rollout import generate
+from .policy import Completion
+from .rewards import Scored
 from .score_norms import score_norms
-from .tasks import Item, Task, draw
+from .tasks import Item, Remembers, Task, draw
 from .warmstart import demonstrations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from random import Random
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
-    from torch import Generator
 
     from .config import TrainConfig
-    from .policy import Completion, Policy
-    from .rewards import Rewards, Scored
+    from .engine import Engine
+    from .policy import Policy
+    from .rewards import Rewards
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Sampled:
             **{f"sampling/{name}": value for name, value in found.items() if name.startswith("dropped/")},
         }
 
-    def records(self, step: int, version: int, groups: int) -> Iterator[dict[str, Any]]:
+    def records(self, step: int, groups: int) -> Iterator[dict[str, Any]]:
         """The rows of the first `groups` groups under grpokit's column names, for ``rollouts.jsonl``.
 
         An advantage is a list where it is one a token.
@@ -102,8 +105,8 @@ class Sampled:
                 "prompt_len": len(completion.prompt_ids),
                 "response_len": len(completion.token_ids),
                 "finish": completion.finish,
-                "version_min": version,
-                "version_max": version,
+                "version_min": completion.version,
+                "version_max": completion.version,
                 "keep": bool(self.processed.keep[row]),
                 "advantage": (self.processed.advantages if per_token is None else per_token)[row].tolist(),
                 "shaped_reward": None if np.isnan(shaped) else shaped,  # of a row without a reward
@@ -111,77 +114,191 @@ class Sampled:
             }
 
 
-def collect(
-    policy: Policy,
-    *,
-    reference: Policy | None = None,
-    task: Task,
-    rewards: Rewards,
-    recipe: gk.Recipe,
-    config: TrainConfig,
-    rng: Random,
-    generator: Generator,
-) -> Sampled:
-    """Samples until `prompts_per_step` groups have a row that the recipe keeps, in `max_rounds` rounds at most.
+@dataclass(frozen=True)
+class Row:
+    """A completion with what is known of it.
 
-    Each round asks as many new prompts as groups are missing, so nothing that is kept is thrown away, and the recipe
-    always sees the step's rows together. What the recipe reads beyond rewards is made here: a greedy answer to each
-    prompt, log-probs, and where the loss tells demonstrations apart one of the task's as the last row of each group.
+    Parameters
+    ----------
+    item : Item
+        What was asked; the rows of a group share theirs.
+    completion : Completion
+        What was answered.
+    scored : Scored
+        What it is worth.
+    more : dict
+        What the recipe reads beyond that, by the name of its column.
     """
-    size, shows = config.num_generations, recipe.reads("off_policy")
-    items: list[Item] = []
-    completions: list[Completion] = []
-    worth: list[Scored] = []
-    more: dict[str, list[Any]] = {}
-    missing, rounds = config.prompts_per_step, 0
-    rewards.begin()
 
-    def answer(asked: list[Item], temperature: float) -> tuple[list[Completion], list[Scored]]:
-        prompts, longest = rendered(policy.tokenizer, asked), config.max_completion_length
-        answered = generate(
-            policy, prompts, max_completion_length=longest, temperature=temperature, generator=generator
+    item: Item
+    completion: Completion
+    scored: Scored
+    more: dict[str, Any]
+
+
+class Collector:
+    """Where a run's rollouts come from: its prompts in their order, and good groups that wait for the next step.
+
+    Parameters
+    ----------
+    policy : Policy
+        Reads what the recipe wants to know of completions beyond their rewards.
+    engine : Engine
+        Samples.
+    task : Task
+        Where the prompts come from.
+    rewards : Rewards
+        What completions are worth.
+    config : TrainConfig
+        Sizes, sampling and seed.
+    reference : Policy, optional
+        The reference policy, where the recipe has KL in the reward.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: Engine,
+        task: Task,
+        rewards: Rewards,
+        config: TrainConfig,
+        *,
+        reference: Policy | None = None,
+    ) -> None:
+        self.policy, self.engine, self.task, self.rewards, self.config = policy, engine, task, rewards, config
+        self.reference = reference
+        # A stream of its own for each purpose, so that a change to one leaves the other as it was.
+        self.rng, self.seeds = Random(f"{config.seed} prompts"), Random(f"{config.seed} sampling")
+        self.waiting: list[list[Row]] = []
+
+    def collect(self, recipe: gk.Recipe) -> Sampled:
+        """Samples until `prompts_per_step` groups have a row that the recipe keeps, in `max_rounds` rounds at most.
+
+        A round asks `oversampling` times as many new prompts as groups are missing, and the recipe always sees the
+        step's rows together. Good groups that the step has no room for wait for the next one, `carry_over` updates at
+        most; those that waited longer are dropped and counted.
+        """
+        config, version = self.config, self.engine.version
+        fresh = [g for g in self.waiting if version - g[0].completion.version <= config.carry_over]
+        expired, groups, rounds = len(self.waiting) - len(fresh), fresh, 0
+        carried = sum(map(len, groups))
+        self.rewards.begin()
+        processed = self._process(groups, recipe) if groups else None
+        while rounds < config.max_rounds and (processed is None or processed.missing):
+            missing = config.prompts_per_step if processed is None else processed.missing or 0
+            groups = groups + self._round(math.ceil(missing * config.oversampling), recipe)
+            processed = self._process(groups, recipe)
+            rounds += 1
+        assert processed is not None
+        group_id = np.repeat(np.arange(len(groups)), list(map(len, groups)))
+        later = set(group_id[processed.surplus].tolist())
+        if later:
+            self.waiting = [g for number, g in enumerate(groups) if number in later]
+            groups = [g for number, g in enumerate(groups) if number not in later]
+            group_id = np.repeat(np.arange(len(groups)), list(map(len, groups)))
+            processed = self._process(groups, recipe)
+        else:
+            self.waiting = []
+        rows = [row for group in groups for row in group]
+        measured = self.rewards.metrics([row.scored for row in rows])
+        if config.oversampling > 1:
+            waits = {"sampling/carried": carried, "sampling/waiting": len(later), "sampling/expired": expired}
+            measured |= waits
+        return Sampled(
+            items=[row.item for row in rows],
+            completions=[row.completion for row in rows],
+            rewards=[row.scored.reward for row in rows],
+            group_id=group_id,
+            processed=processed,
+            rounds=rounds,
+            measured=measured,
+            parts=[row.scored.parts for row in rows] if self.rewards.functions else None,
+            kl=_kl(rows, processed.keep),
         )
-        return answered, rewards(asked, [c.text for c in answered])
 
-    while True:
-        rounds += 1
-        drawn = draw(task, rng, missing, held_out=False)
-        asked = [item for item in drawn for _ in range(size)]
-        answered, scores = answer(asked, config.temperature)
-        if shows:
-            last = slice(size - 1, None, size)
-            answered[last] = demonstrations(policy, task, drawn, rng)
-            scores[last] = rewards(drawn, [c.text for c in answered[last]])
-        if recipe.rows_read("baseline_reward"):
-            more.setdefault("baseline_reward", []).extend(s.reward for s in answer(drawn, 0.0)[1] for _ in range(size))
-        for name, who in (("logp_old", policy), ("logp_ref", reference)):
-            if recipe.rows_read(name):
-                more.setdefault(name, []).extend(_logps(who or policy, answered, config))
-        if recipe.rows_read("logp_rollout"):
-            more.setdefault("logp_rollout", []).extend(c.logps for c in answered)
-        if recipe.rows_read("score_norm"):
-            more.setdefault("score_norm", []).extend(score_norms(policy, answered, config.temperature))
-        if recipe.rows_read("reward_parts"):
-            more.setdefault("reward_parts", []).extend(s.parts for s in scores)
-        items, completions, worth = items + asked, completions + answered, worth + scores
-        group_id, values = np.arange(len(items)) // size, [s.reward for s in worth]
-        columns = {
-            "group_id": group_id,
-            "reward": values,
-            "response_len": np.array([len(c.token_ids) for c in completions]),
-            "finish": [c.finish for c in completions],
-            **more,
+    def state(self) -> dict[str, Any]:
+        """All that the next steps depend on, ready for JSON."""
+        return {
+            "prompts": self.rng.getstate(),
+            "seeds": self.seeds.getstate(),
+            "waiting": [[dataclasses.asdict(row) for row in group] for group in self.waiting],
+            "task": self.task.state(self.rng) if isinstance(self.task, Remembers) else None,
         }
-        processed = gk.process(columns, recipe, need=config.prompts_per_step)
-        missing = processed.missing or 0
-        if not missing or rounds == config.max_rounds:
-            kl = float("nan")
-            if "logp_ref" in more:
-                pairs = zip(more["logp_old"], more["logp_ref"], processed.keep, strict=True)
-                gaps = [np.subtract(old, ref) for old, ref, kept in pairs if kept]
-                kl = float(np.concatenate(gaps).mean()) if gaps else kl
-            parts, measured = [s.parts for s in worth] if rewards.functions else None, rewards.metrics(worth)
-            return Sampled(items, completions, values, group_id, processed, rounds, measured, parts, kl)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self.rng.setstate(generator_state(state["prompts"]))
+        self.seeds.setstate(generator_state(state["seeds"]))
+        if isinstance(self.task, Remembers):
+            self.task.restore(self.rng, state["task"])
+        self.waiting = []
+        for group in state["waiting"]:
+            # The rows of a group are known by sharing their item.
+            item = group[0]["item"]
+            self.waiting.append(
+                [Row(item, Completion(**row["completion"]), Scored(*row["scored"]), row["more"]) for row in group]
+            )
+
+    def _round(self, prompts: int, recipe: gk.Recipe) -> list[list[Row]]:
+        """Groups of new prompts, with what the recipe reads: a greedy answer to each, log-probs, demonstrations."""
+        config, size = self.config, self.config.num_generations
+        drawn = draw(self.task, self.rng, prompts, held_out=False)
+        asked = [item for item in drawn for _ in range(size)]
+        answered, scores = self._answer(asked, config.temperature)
+        if recipe.reads("off_policy"):
+            last = slice(size - 1, None, size)
+            answered[last] = demonstrations(self.policy, self.task, drawn, self.rng)
+            scores[last] = self.rewards(drawn, [c.text for c in answered[last]])
+        more: dict[str, list[Any]] = {}
+        if recipe.rows_read("baseline_reward"):
+            more["baseline_reward"] = [s.reward for s in self._answer(drawn, 0.0)[1] for _ in range(size)]
+        for name, who in (("logp_old", self.policy), ("logp_ref", self.reference)):
+            if recipe.rows_read(name):
+                more[name] = _logps(who or self.policy, answered, config)
+        if recipe.rows_read("logp_rollout"):
+            more["logp_rollout"] = [c.logps for c in answered]
+        if recipe.rows_read("score_norm"):
+            more["score_norm"] = score_norms(self.policy, answered, config.temperature)
+        if recipe.rows_read("reward_parts"):
+            more["reward_parts"] = [s.parts for s in scores]
+        rows = [
+            Row(asked[at], answered[at], scores[at], {name: column[at] for name, column in more.items()})
+            for at in range(len(asked))
+        ]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _answer(self, asked: list[Item], temperature: float) -> tuple[list[Completion], list[Scored]]:
+        prompts = self.policy.encode(rendered(self.policy.tokenizer, asked))
+        seeds = [self.seeds.getrandbits(63) for _ in prompts]
+        answered = self.engine.generate(prompts, seeds, self.config.how(temperature))
+        return answered, self.rewards(asked, [c.text for c in answered])
+
+    def _process(self, groups: list[list[Row]], recipe: gk.Recipe) -> Any:
+        rows = [row for group in groups for row in group]
+        columns = {
+            "group_id": np.repeat(np.arange(len(groups)), list(map(len, groups))),
+            "reward": [row.scored.reward for row in rows],
+            "response_len": np.array([len(row.completion.token_ids) for row in rows]),
+            "finish": [row.completion.finish for row in rows],
+            "version_min": np.array([row.completion.version for row in rows]),
+            **{name: [row.more[name] for row in rows] for name in rows[0].more},
+        }
+        version = self.engine.version
+        return gk.process(columns, recipe, need=self.config.prompts_per_step, order="index", version=version)
+
+
+def generator_state(state: Any) -> Any:
+    """What `Random.getstate` gave, after JSON made lists of its tuples."""
+    version, internal, gauss = state
+    return version, tuple(internal), gauss
+
+
+def _kl(rows: list[Row], keep: NDArray[np.bool_]) -> float:
+    """The mean of log π_old − log π_ref over the kept rows' tokens; NaN where the recipe does not read them."""
+    if "logp_ref" not in rows[0].more:
+        return float("nan")
+    gaps = [np.subtract(r.more["logp_old"], r.more["logp_ref"]) for r, kept in zip(rows, keep, strict=True) if kept]
+    return float(np.concatenate(gaps).mean()) if gaps else float("nan")
 
 
 def _logps(policy: Policy, completions: list[Completion], config: TrainConfig) -> list[list[float]]:

@@ -23,11 +23,22 @@ from grpokit.parameters import check_choice
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
-from .config_tables import EntropyControl, Evaluation, KLControl, LoRA, LRControl, Snapshots, TinyModel, WarmStart
+from .config_tables import (
+    EntropyControl,
+    Evaluation,
+    KLControl,
+    LoRA,
+    LRControl,
+    SamplingConfig,
+    Snapshots,
+    TinyModel,
+    WarmStart,
+)
 from .config_tasks import IN_PYTHON, RewardConfig, TaskConfig
 from .fields import above as _above
 from .fields import at_least as _at_least
 from .fields import check as _check
+from .sampling import Sampling
 
 if typing.TYPE_CHECKING:
     import os
@@ -57,6 +68,11 @@ class TrainConfig:
         Completions a prompt: the size of a group.
     max_rounds : int
         How often a step samples at most, to replace the groups that the recipe drops.
+    oversampling : float
+        How many prompts a round asks for each group that is missing. Good groups beyond what the step has room for
+        begin the next one.
+    carry_over : int
+        How many updates a good group may wait for a step; one that waits longer is dropped.
     updates_per_step : int
         Optimizer updates that a step's groups are dealt to.
     microbatch_tokens : int
@@ -65,6 +81,10 @@ class TrainConfig:
         Tokens a completion may have, its end token included.
     temperature : float
         Of sampling, and of the log-probs that the loss reads.
+    max_logp_gap : float
+        The run stops where the sampler and the loss differ by more than this in the log-prob of a token that the
+        current weights sampled, in the mean over a step's: the sampler has other weights then. 0 for what the
+        precision allows, 0.001 in fp32 and 0.05 in bf16.
     learning_rate : float
         AdamW's, constant.
     max_grad_norm : float
@@ -97,6 +117,8 @@ class TrainConfig:
         What completions are worth, where it is not the task that says it.
     tiny : TinyModel
         The built-in model.
+    sampling : SamplingConfig
+        Which tokens may be sampled, and stop strings.
     warm_start : WarmStart
         Supervised learning before.
     evaluation : Evaluation
@@ -122,10 +144,13 @@ class TrainConfig:
     prompts_per_step: int = _at_least(1, 16)
     num_generations: int = _at_least(1, 8)
     max_rounds: int = _at_least(1, 4)
+    oversampling: float = _at_least(1, 1.0)
+    carry_over: int = _at_least(0, 4)
     updates_per_step: int = _at_least(1, 2)
     microbatch_tokens: int = _at_least(1, 16_384)
     max_completion_length: int = _at_least(1, 12)
     temperature: float = _above(0, 1.0)
+    max_logp_gap: float = _at_least(0, 0.0)
     learning_rate: float = _above(0, 3e-4)
     max_grad_norm: float = _above(0, 1.0)
     logged_groups: int = _at_least(0, 2)
@@ -141,6 +166,7 @@ class TrainConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     tiny: TinyModel = field(default_factory=TinyModel)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
     snapshots: Snapshots = field(default_factory=Snapshots)
@@ -237,6 +263,22 @@ class TrainConfig:
                 expected=expected,
             )
         return resolved
+
+    @property
+    def logp_gap_bound(self) -> float:
+        """`max_logp_gap`, or what the precision allows."""
+        return self.max_logp_gap or {"fp32": 1e-3, "bf16": 0.05}[self.precision]
+
+    def how(self, temperature: float | None = None) -> Sampling:
+        """How completions are sampled, at another temperature if one is given."""
+        chosen = self.sampling
+        return Sampling(
+            max_completion_length=self.max_completion_length,
+            temperature=self.temperature if temperature is None else temperature,
+            top_p=chosen.top_p,
+            top_k=chosen.top_k,
+            stop=chosen.stop,
+        )
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Where another one differs: by ``table.key``, this value and the other."""

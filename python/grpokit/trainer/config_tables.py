@@ -84,6 +84,40 @@ class WarmStart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """Which tokens may be sampled, and where a completion ends beside its end token; not in evaluations but for `stop`.
+
+    Parameters
+    ----------
+    top_p : float
+        Only the likeliest tokens that together have at least this probability; 1 for all. The sampler's log-probs are
+        then those of what is left, so that a recipe that corrects for the sampler weighs each token by the share of
+        the policy's probability that was left there.
+    top_k : int
+        Only so many of the likeliest tokens; 0 for all.
+    stop : tuple of str
+        A completion ends where its text has one of these.
+    """
+
+    top_p: float = above(0, 1.0)
+    top_k: int = at_least(0, 0)
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.top_p > 1:
+            raise error("bad_parameter", owner="SamplingConfig", name="top_p", given=self.top_p, expected="at most 1")
+        if "" in self.stop:
+            raise error(
+                "bad_parameter",
+                owner="SamplingConfig",
+                name="stop",
+                given=self.stop,
+                expected="texts that are not empty",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """Held-out pass@1: the share of sampled completions that score 1, at temperature 1.
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from math import sqrt
+from random import Random
 from typing import TYPE_CHECKING
 
-from torch import Generator
-
 from .chat import rendered
-from .rollout import generate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .engine import Engine
     from .policy import Policy
     from .rewards import Rewards
+    from .sampling import Sampling
     from .tasks import Item
 
 
@@ -54,28 +54,24 @@ class Passed:
 
 
 def evaluate(
+    engine: Engine,
     policy: Policy,
     rewards: Rewards,
     items: Sequence[Item],
     k: int,
     *,
-    max_completion_length: int,
+    sampling: Sampling,
     seed: int,
     step: int = 0,
 ) -> Passed:
-    """Samples `k` completions for each item at temperature 1; one passes whose score is 1 or more.
+    """Samples `k` completions for each item; one passes whose score is 1 or more.
 
     A completion that cannot be scored does not pass: an evaluation must not get better by refusing to judge.
     """
-    generator = Generator(policy.model.device).manual_seed(seed)
+    random = Random(seed)
     repeated = [item for item in items for _ in range(k)]
-    completions = generate(
-        policy,
-        rendered(policy.tokenizer, repeated),
-        max_completion_length=max_completion_length,
-        temperature=1.0,
-        generator=generator,
-    )
+    prompts = policy.encode(rendered(policy.tokenizer, repeated))
+    completions = engine.generate(prompts, [random.getrandbits(63) for _ in prompts], sampling)
     scores = rewards.judge(repeated, [c.text for c in completions])
     passed = [s is not None and s >= 1 for s in scores]
     shares = [sum(passed[i : i + k]) / k for i in range(0, len(passed), k)]

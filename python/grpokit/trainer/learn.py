@@ -11,6 +11,8 @@ import grpokit as gk
 from grpokit.controllers import AdaptiveEntropy, AdaptiveKL, ESSLearningRate, effective_sample_size, kl_coefficient
 from grpokit.errors import error
 
+from .agreement import check_agreement, logp_gaps
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -56,6 +58,8 @@ class Learner:
         ------
         InputError
             A gradient is not finite; the weights are left as they were.
+        StateError
+            `sampler_differs`.
         """
         config, kept = self.config, np.flatnonzero(sampled.processed.keep)
         if not len(kept):
@@ -68,9 +72,15 @@ class Learner:
         shown = off_policy[:, None] & batch.mask
         batch.rollout_logps[shown] = old_logps[shown]
         sampled_mask = batch.mask & ~shown
-        gap = (old_logps - batch.rollout_logps).abs()[sampled_mask]
-        gap = gap if len(gap) else gap.new_zeros(1)
+        versions = torch.tensor([sampled.completions[row].version for row in kept], device=off_policy.device)
+        gaps = logp_gaps(old_logps, batch.rollout_logps, config.how())
+        gap = gaps[sampled_mask] if sampled_mask.any() else gaps.new_zeros(1)
+        # Rows that other weights sampled differ rightly.
+        current = sampled_mask & (versions == self.updates)[:, None]
+        if current.any():
+            check_agreement(gaps[current], config.logp_gap_bound, self.updates)
         mismatch = gk.mismatch_stats(old_logps.cpu(), batch.rollout_logps.cpu(), sampled_mask.cpu()).metrics()
+        staleness = (self.updates - versions)[~off_policy] if not off_policy.all() else versions.new_zeros(1)
         dealt = self._deal(sampled.group_id[kept])
         measured = [self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows]) for rows in dealt]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
@@ -84,6 +94,8 @@ class Learner:
             "sampling/sampling_logp_difference/max": gap.max().item(),
             "mismatch/ess_last": measured[-1]["mismatch/ess_current"],
             "learning_rate": config.learning_rate * means.get("lr_scale", 1.0),
+            "staleness/mean": float(staleness.double().mean()),
+            "staleness/max": float(staleness.max()),
             "updates": len(measured),
         }
 

@@ -6,6 +6,7 @@ in the recipe and nowhere here.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from random import Random
@@ -18,9 +19,10 @@ from grpokit.errors import error
 
 from . import snapshot
 from .built_in import make_task
-from .collect import collect
+from .collect import Collector
 from .config import TrainConfig
 from .console import Console, console_for, line
+from .engine import Engine, InProcess
 from .evaluate import Passed, evaluate
 from .learn import Learner
 from .models import load
@@ -142,8 +144,8 @@ class Trainer:
         config, self.started = self.config, perf_counter()
         self.policy = load(config, self._seed("weights"))
         self.held_out = draw(self.task, self._random("held out"), config.evaluation.prompts, held_out=True)
-        self.rng = self._random("prompts")
-        self.generator = torch.Generator(self.policy.model.device).manual_seed(self._seed("sampling"))
+        self.engine = self.make_engine()
+        self.collector = Collector(self.policy, self.engine, self.task, self.rewards, config)
         self.steps = self.completions = self.used = self.tokens = 0
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
@@ -195,16 +197,27 @@ class Trainer:
 
         longest = self.config.max_completion_length
         warm_start(self.policy, self.task, config, self._random("demonstrations"), each, longest=longest)
-        self.learner = Learner(self.policy, self.recipe, self.config)
+        self.make_learner()
         self.warm_start_seconds = perf_counter() - started
 
+    def make_engine(self) -> Engine:
+        """Who samples."""
+        return InProcess(self.policy)
+
+    def make_learner(self) -> None:
+        """The learner of the policy as it is, which is the reference policy where there is one."""
+        self.learner = Learner(self.policy, self.recipe, self.config)
+        self.collector.reference = self.learner.reference
+
     def _evaluate(self, step: int) -> dict[str, float]:
+        self.engine.load(self.policy, self.learner.updates)
         passed = evaluate(
+            self.engine,
             self.policy,
             self.rewards,
             self.held_out,
             self.config.evaluation.samples,
-            max_completion_length=self.config.max_completion_length,
+            sampling=dataclasses.replace(self.config.how(1.0), top_p=1.0, top_k=0),
             seed=self._seed("evaluation"),
             step=step,
         )
@@ -213,25 +226,17 @@ class Trainer:
         return passed.metrics()
 
     def _step(self, step: int) -> None:
-        config, started, version = self.config, perf_counter(), self.learner.updates
-        sampled = collect(
-            self.policy,
-            reference=self.learner.reference,
-            task=self.task,
-            rewards=self.rewards,
-            recipe=self.learner.recipe,
-            config=config,
-            rng=self.rng,
-            generator=self.generator,
-        )
+        config, started = self.config, perf_counter()
+        self.engine.load(self.policy, self.learner.updates)
+        sampled = self.collector.collect(self.learner.recipe)
         metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled)
         self.controllers = self.learner.state()
-        self.run.rollouts(sampled.records(step, version, config.logged_groups))
+        self.run.rollouts(sampled.records(step, config.logged_groups))
         self.steps, self.completions = step, self.completions + len(sampled.completions)
         self.used += int(sampled.processed.keep.sum())
         self.tokens += sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
         metrics["num_tokens"] = self.tokens
-        metrics |= progress(self.task, self.rng)
+        metrics |= progress(self.task, self.collector.rng)
         metrics["step_time"] = perf_counter() - started
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             metrics |= self._evaluate(step)

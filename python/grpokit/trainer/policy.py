@@ -52,6 +52,10 @@ class Completion:
         What the tokens say, without the end token.
     off_policy : bool
         Whether it is a demonstration and not the policy's.
+    version : int
+        How many updates the weights had seen that sampled it; the least, where it took several turns.
+    own : list of bool, optional
+        Which of `token_ids` the policy wrote, where an environment wrote the others; their log-probs are 0.
     """
 
     prompt_ids: list[int]
@@ -60,6 +64,8 @@ class Completion:
     finish: str
     text: str
     off_policy: bool = False
+    version: int = 0
+    own: list[bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Padded:
     targets : Tensor
         (B, T) int64, the completions.
     mask : Tensor
-        (B, T) bool, their live tokens.
+        (B, T) bool, the tokens that the policy wrote.
     rollout_logps : Tensor
         (B, T) float32, the sampler's.
     """
@@ -164,16 +170,17 @@ class Policy:
         device, pad = self.model.device, self.tokenizer.pad_token_id
         P = max(len(c.prompt_ids) for c in completions)
         T = max(len(c.token_ids) for c in completions)
-        ids, live, logps = [], [], []
+        ids, live, own, logps = [], [], [], []
         for c in completions:
             before, after = P - len(c.prompt_ids), T - len(c.token_ids)
             ids.append([pad] * before + c.prompt_ids + c.token_ids + [pad] * after)
             live.append([0] * before + [1] * (P - before + T - after) + [0] * after)
+            own.append((c.own or [True] * len(c.token_ids)) + [False] * after)
             logps.append(c.logps + [0.0] * after)
-        input_ids, mask = torch.tensor(ids, device=device), torch.tensor(live, device=device)
-        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        input_ids, attention_mask = torch.tensor(ids, device=device), torch.tensor(live, device=device)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         rollout_logps = torch.tensor(logps, dtype=torch.float32, device=device)
-        return Padded(inputs, input_ids[:, P:], mask[:, P:].bool(), rollout_logps)
+        return Padded(inputs, input_ids[:, P:], torch.tensor(own, device=device), rollout_logps)
 
     def logits(self, inputs: dict[str, Tensor], width: int) -> Tensor:
         """What predicts the last `width` tokens: (B, T, V), shifted, so that logits[t] belongs to targets[t]."""

@@ -1,8 +1,8 @@
 """Snapshots: all that a run is between two steps, so that one that was killed goes on to the same bits.
 
 weights.safetensors   what learns, by name
-state.pt              the optimizer, the sampler's generator, torch's own
-state.json            counters, Python's and NumPy's generators, controllers, and how long the run's files were
+state.pt              the optimizer, torch's generator
+state.json            counters, generators, groups that wait, controllers, and how long the run's files were
 
 A snapshot is there whole or not at all. Lines that a killed run wrote after it are cut off when the run goes on: they
 will be written again, as they were.
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import random
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from grpokit.errors import GrpokitError, error
 
+from .collect import generator_state
 from .evaluate import Passed
 from .tasks import Remembers
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from .loop import Trainer
     from .policy import Policy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _DAMAGE = (SafetensorError, UnpicklingError, EOFError)
 COUNTERS = ("steps", "completions", "used", "tokens", "warm_start_seconds")
 
@@ -54,15 +55,13 @@ def save(trainer: Trainer) -> None:
         "updates": learner.updates,
         "controllers": learner.state(),
         "evaluations": [dataclasses.asdict(passed) for passed in trainer.evaluations],
-        "prompts": trainer.rng.getstate(),
+        "collector": trainer.collector.state(),
         "random": random.getstate(),
         "numpy": json.loads(json.dumps(numbers, default=lambda array: array.tolist())),
         "files": run.sizes(),
-        "task": trainer.task.state(trainer.rng) if isinstance(trainer.task, Remembers) else None,
     }
     tensors = {
         "optimizer": learner.optimizer.state_dict(),
-        "sampling": trainer.generator.get_state(),
         "torch": torch.get_rng_state(),
     }
 
@@ -88,8 +87,6 @@ def load(trainer: Trainer, directory: Path) -> None:
     StateError
         `resume_differs`: the prompts are others.
     """
-    from .learn import Learner
-
     try:
         state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         if state["schema_version"] != SCHEMA_VERSION:
@@ -97,28 +94,27 @@ def load(trainer: Trainer, directory: Path) -> None:
             raise error("file_unreadable", path=directory, reason=reason)
         weights, tensors = load_file(directory / "weights.safetensors"), torch.load(directory / "state.pt")
         _put(trainer.policy, weights)
-        learner = trainer.learner = Learner(trainer.policy, trainer.recipe, trainer.config)
+        trainer.make_learner()
+        learner = trainer.learner
         if learner.reference is not None:
             _put(learner.reference, load_file(trainer.run.reference))
         learner.restore(state["updates"], state["controllers"])
         learner.optimizer.load_state_dict(tensors["optimizer"])
-        trainer.generator.set_state(tensors["sampling"])
         torch.set_rng_state(tensors["torch"])
         for name in COUNTERS:
             setattr(trainer, name, state[name])
         trainer.earlier = state["seconds"]
         trainer.evaluations = [Passed(**passed) for passed in state["evaluations"]]
-        trainer.rng.setstate(_python(state["prompts"]))
-        random.setstate(_python(state["random"]))
+        random.setstate(generator_state(state["random"]))
         numbers = state["numpy"]
         numbers["state"]["key"] = np.array(numbers["state"]["key"], np.uint32)
         np.random.set_state(numbers)  # noqa: NPY002
         if isinstance(trainer.task, Remembers):
-            was, now = state["task"].get("fingerprint"), getattr(trainer.task, "fingerprint", None)
+            was, now = state["collector"]["task"].get("fingerprint"), getattr(trainer.task, "fingerprint", None)
             if was != now:
                 text = f"the prompts' fingerprint was {was} and is {now}"
                 raise error("resume_differs", path=trainer.run.path, differences=text)
-            trainer.task.restore(trainer.rng, state["task"])
+        trainer.collector.restore(state["collector"])
         trainer.controllers = learner.state()
         trainer.run.cut(state["files"])
     except GrpokitError:
@@ -142,8 +138,3 @@ def _put(policy: Policy, weights: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, weight in weights.items():
             own[name].copy_(weight)
-
-
-def _python(state: list[Any]) -> tuple[Any, ...]:
-    version, internal, gauss = state
-    return version, tuple(internal), gauss

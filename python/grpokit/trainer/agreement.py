@@ -1,0 +1,51 @@
+"""Whether the sampler has the trainer's weights, from their log-probs of the same tokens.
+
+A weight update that did not reach the sampler raises no error anywhere: rewards fall, or do not rise, for reasons that
+nobody finds. So each step compares, and the run stops where they part.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from grpokit.errors import error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .sampling import Sampling
+
+
+def logp_gaps(logps: Tensor, sampled: Tensor, sampling: Sampling) -> Tensor:
+    """How far the trainer's log-probs and the sampler's are apart, beyond what truncation explains.
+
+    Parameters
+    ----------
+    logps, sampled : Tensor
+        Any shape, nats: of the same tokens under the policy, and under the distribution that was sampled from.
+    sampling : Sampling
+        Among the tokens that top-p and top-k leave the sampler's are higher, by −log of the mass that is left: from 0
+        to −log `least_mass`.
+
+    Returns
+    -------
+    Tensor
+        Of that shape, 0 or more; NaN where one of them is.
+    """
+    above = sampled - logps
+    most = -math.log(sampling.least_mass) if sampling.least_mass else math.inf
+    return (-above).relu() + (above - most).relu()
+
+
+def check_agreement(gaps: Tensor, bound: float, version: int) -> None:
+    """Stops the run where the gaps' mean is beyond the bound, or no number.
+
+    Raises
+    ------
+    StateError
+        `sampler_differs`.
+    """
+    mean = gaps.double().mean().item()
+    if not mean <= bound:
+        raise error("sampler_differs", mean=mean, most=gaps.max().item(), bound=bound, version=version)
