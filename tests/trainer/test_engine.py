@@ -46,7 +46,7 @@ def distribution(policy, prompt, temperature):
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.5, 0), (1.0, 7), (0.6, 30), (1e-9, 0), (0.999, 0)])
 def test_truncation(policy, top_p, top_k):
-    """Sampled are the fewest of the likeliest tokens that have top_p, of top_k; with the probabilities that are left."""
+    """Sampled are the fewest likeliest tokens that have top_p, of top_k; with the probabilities that are left."""
     n, temperature = 8000, 1.3
     p = distribution(policy, "dcba>", temperature)
     order = sorted(range(len(p)), key=lambda token: -p[token])[: top_k or None]
