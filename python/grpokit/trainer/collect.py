@@ -16,11 +16,11 @@ import numpy as np
 
 import grpokit as gk
 
-from .chat import rendered
 from .policy import Completion
 from .rewards import Scored
 from .score_norms import score_norms
 from .tasks import Item, Remembers, Task, draw
+from .turns import answers
 from .warmstart import demonstrations
 
 if TYPE_CHECKING:
@@ -268,9 +268,8 @@ class Collector:
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _answer(self, asked: list[Item], temperature: float) -> tuple[list[Completion], list[Scored]]:
-        prompts = self.policy.encode(rendered(self.policy.tokenizer, asked))
-        seeds = [self.seeds.getrandbits(63) for _ in prompts]
-        answered = self.engine.generate(prompts, seeds, self.config.how(temperature))
+        how, turns = self.config.how(temperature), self.config.max_turns
+        answered = answers(self.engine, self.policy, self.task, asked, sampling=how, max_turns=turns, seeds=self.seeds)
         return answered, self.rewards(asked, [c.text for c in answered])
 
     def _process(self, groups: list[list[Row]], recipe: gk.Recipe) -> Any:

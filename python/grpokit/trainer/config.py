@@ -79,6 +79,9 @@ class TrainConfig:
         Completion tokens of one forward and backward pass, padding included.
     max_completion_length : int
         Tokens a completion may have, its end token included.
+    max_turns : int
+        How often the policy speaks at most, where the task converses. `max_completion_length` bounds all turns
+        together.
     temperature : float
         Of sampling, and of the log-probs that the loss reads.
     max_logp_gap : float
@@ -149,6 +152,7 @@ class TrainConfig:
     updates_per_step: int = _at_least(1, 2)
     microbatch_tokens: int = _at_least(1, 16_384)
     max_completion_length: int = _at_least(1, 12)
+    max_turns: int = _at_least(1, 8)
     temperature: float = _above(0, 1.0)
     max_logp_gap: float = _at_least(0, 0.0)
     learning_rate: float = _above(0, 3e-4)

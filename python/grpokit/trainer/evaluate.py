@@ -8,7 +8,7 @@ from math import sqrt
 from random import Random
 from typing import TYPE_CHECKING
 
-from .chat import rendered
+from .turns import answers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .policy import Policy
     from .rewards import Rewards
     from .sampling import Sampling
-    from .tasks import Item
+    from .tasks import Item, Task
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,13 @@ class Passed:
 def evaluate(
     engine: Engine,
     policy: Policy,
+    task: Task,
     rewards: Rewards,
+    *,
     items: Sequence[Item],
     k: int,
-    *,
     sampling: Sampling,
+    max_turns: int,
     seed: int,
     step: int = 0,
 ) -> Passed:
@@ -68,10 +70,8 @@ def evaluate(
 
     A completion that cannot be scored does not pass: an evaluation must not get better by refusing to judge.
     """
-    random = Random(seed)
     repeated = [item for item in items for _ in range(k)]
-    prompts = policy.encode(rendered(policy.tokenizer, repeated))
-    completions = engine.generate(prompts, [random.getrandbits(63) for _ in prompts], sampling)
+    completions = answers(engine, policy, task, repeated, sampling=sampling, max_turns=max_turns, seeds=Random(seed))
     scores = rewards.judge(repeated, [c.text for c in completions])
     passed = [s is not None and s >= 1 for s in scores]
     shares = [sum(passed[i : i + k]) / k for i in range(0, len(passed), k)]

@@ -214,10 +214,12 @@ class Trainer:
         passed = evaluate(
             self.engine,
             self.policy,
+            self.task,
             self.rewards,
-            self.held_out,
-            self.config.evaluation.samples,
+            items=self.held_out,
+            k=self.config.evaluation.samples,
             sampling=dataclasses.replace(self.config.how(1.0), top_p=1.0, top_k=0),
+            max_turns=self.config.max_turns,
             seed=self._seed("evaluation"),
             step=step,
         )

@@ -40,6 +40,19 @@ class Demonstrates(Protocol):
 
 
 @runtime_checkable
+class Converses(Protocol):
+    """A task whose prompts begin a conversation: an environment with several turns."""
+
+    def reply(self, messages: Sequence[Mapping[str, Any]], item: Item) -> str | None:
+        """What the environment says to the last message; None where the conversation is over.
+
+        `messages` have a ``"role"``, "user" for the prompt and what `reply` said and "assistant" for the policy, and
+        a ``"content"``. `score` is asked for the text of all that followed the prompt.
+        """
+        ...
+
+
+@runtime_checkable
 class Splits(Protocol):
     """A task with so many prompts and no more, which draws from each side of its split itself."""
 

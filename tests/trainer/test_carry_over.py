@@ -1,0 +1,98 @@
+"""Groups that a step has no room for: each is learned from once, or counted as expired."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from grpokit.trainer import Trainer
+from grpokit.trainer.collect import Collector
+from grpokit.trainer.engine import InProcess
+from grpokit.trainer.policy import Policy
+from grpokit.trainer.rewards import RewardFunction, Rewards
+
+
+class Counting:
+    """Each prompt once."""
+
+    def __init__(self):
+        self.number = 0
+
+    def prompts(self, rng, n):
+        self.number += n
+        return [{"prompt": f"{number}>", "number": number} for number in range(self.number - n, self.number)]
+
+    def score(self, completion, item):
+        return 0.0
+
+
+ASKED = set()
+
+
+def reward(prompts, completions, **columns):
+    """Half of the groups have no signal."""
+    ASKED.update(int(prompt[:-1]) for prompt in prompts)
+    return [float(row % 2) if int(prompt[:-1]) % 2 else 1.0 for row, prompt in enumerate(prompts)]
+
+
+def collector(config, policy=None):
+    policy = policy or Policy.tiny(config.tiny, seed=2)
+    task = Counting()
+    return Collector(policy, InProcess(policy), task, Rewards(task, [RewardFunction(1.0, None, reward)]), config)
+
+
+@pytest.mark.parametrize("oversampling", [1.0, 2.5, 7.0])
+def test_every_good_group_is_in_one_step_or_waits_or_expired(config, oversampling):
+    config = dataclasses.replace(config, oversampling=oversampling, carry_over=2, max_rounds=20)
+    own, recipe = collector(config), config.make_recipe()
+    used, expired = [], 0
+    ASKED.clear()
+    for step in range(8):
+        own.engine.load(own.policy, 2 * step)
+        before = [group[0].item["number"] for group in own.waiting]
+        sampled = own.collect(recipe)
+        kept = sampled.processed.keep
+        groups = list(dict.fromkeys(item["number"] for item, k in zip(sampled.items, kept, strict=True) if k))
+        assert len(groups) == config.prompts_per_step
+        assert not sampled.processed.surplus.any()
+        # The oldest go first, and none is older than it may be.
+        versions = np.array([c.version for c in sampled.completions])
+        assert (2 * step - versions <= 2).all()
+        waited = [n for n in before if n in groups]
+        assert groups[: len(waited)] == waited
+        used += groups
+        expired += int(sampled.measured.get("sampling/expired", 0))
+        assert sampled.measured.get("sampling/waiting", 0) == len(own.waiting)
+        assert len(sampled.completions) == len(sampled.group_id) == config.num_generations * len(set(sampled.group_id))
+    assert len(used) == len(set(used)) == 8 * config.prompts_per_step
+    waiting = {group[0].item["number"] for group in own.waiting}
+    good = {number for number in ASKED if number % 2}
+    assert set(used) | waiting <= good
+    assert len(good) == len(used) + len(waiting) + expired
+    assert (oversampling == 1) == (not waiting and not expired)
+
+
+def test_the_state_has_the_groups_that_wait(config):
+    config = dataclasses.replace(config, oversampling=4.0)
+    policy, recipe = Policy.tiny(config.tiny, seed=2), config.make_recipe()
+    one, other = collector(config, policy), collector(config, policy)
+    one.collect(recipe)
+    assert one.waiting
+    other.task.number = one.task.number
+    other.restore(json.loads(json.dumps(one.state())))
+    assert other.waiting == one.waiting
+    assert all(row.item is group[0].item for group in other.waiting for row in group)
+    a, b = one.collect(recipe), other.collect(recipe)
+    assert a.completions == b.completions
+    assert a.rewards == b.rewards
+
+
+def test_a_run_that_samples_more_than_it_needs(config, task, silent, tmp_path):
+    config = dataclasses.replace(config, oversampling=3.0, recipe="rloo", steps=4)
+    Trainer(config, task=task, directory=tmp_path / "run", console=silent).train()
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[1:]]
+    assert [row["sampling/waiting"] for row in rows] == [8, 4, 0, 8]
+    assert [row["sampling/rounds"] for row in rows] == [1, 0, 0, 1]
+    # The second and third step learn from what the weights two and four updates before had sampled.
+    assert [row["staleness/max"] for row in rows] == [0, 2, 4, 0]

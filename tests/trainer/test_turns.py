@@ -1,0 +1,140 @@
+"""Conversations with an environment: whose tokens are whose, and what the loss sees of them."""
+
+import dataclasses
+from random import Random
+
+import pytest
+import torch
+
+import grpokit as gk
+from grpokit.trainer import Trainer
+from grpokit.trainer.engine import InProcess
+from grpokit.trainer.learn import Learner
+from grpokit.trainer.policy import Policy
+from grpokit.trainer.sampling import Sampling
+from grpokit.trainer.turns import answers
+
+from .conftest import Echo
+from .test_learn import collected
+
+
+@dataclasses.dataclass(frozen=True)
+class Nagging(Echo):
+    """Says how often it was spoken to, until it was three times or hears a vowel."""
+
+    def reply(self, messages, item):
+        assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
+        assert messages[0]["content"] == item["prompt"]
+        if set("aeiou") & set(messages[-1]["content"]):
+            return None
+        turns = len(messages) // 2
+        return None if turns == 3 else f"[{turns}]"
+
+
+@pytest.fixture
+def policy(config):
+    return Policy.tiny(config.tiny, seed=2)
+
+
+def talked(policy, n=200, *, longest=30, max_turns=8, task=None, **how):
+    items = [{"prompt": f"ab{row % 7}>", "number": row} for row in range(n)]
+    sampling = Sampling(longest, **{"stop": (".", "x", "7")} | how)
+    task = task or Nagging()
+    return answers(InProcess(policy), policy, task, items, sampling=sampling, max_turns=max_turns, seeds=Random(0))
+
+
+def test_a_conversation_is_what_was_said_in_turns(policy):
+    rows, tokenizer = talked(policy), policy.tokenizer
+    seen = set()
+    for row in rows:
+        assert len(row.token_ids) == len(row.logps) <= 30
+        own = row.own or [True] * len(row.token_ids)
+        assert len(own) == len(row.token_ids)
+        assert all(logp == 0 for logp, mine in zip(row.logps, own, strict=True) if not mine)
+        assert all(logp < 0 for logp, mine in zip(row.logps, own, strict=True) if mine)
+        others = tokenizer.decode([t for t, mine in zip(row.token_ids, own, strict=True) if not mine])
+        seen.add((others, row.finish))
+        assert others in ("", "[1]", "[1][2]") or row.finish == "length"
+        assert row.text.count("[1]") >= others.count("[1]")
+    assert {("", "stop"), ("[1]", "stop"), ("[1][2]", "stop"), ("", "length")} <= seen
+    # The trainer's log-probs of the policy's tokens are those that it sampled with, over all turns.
+    batch = policy.pad(rows)
+    logps, _ = policy.logps(batch, 1.0, 10**6)
+    assert batch.mask.sum() == sum(sum(r.own) if r.own else len(r.token_ids) for r in rows)
+    torch.testing.assert_close(batch.rollout_logps[batch.mask], logps[batch.mask], atol=1e-5, rtol=0)
+
+
+def test_what_is_not_over_in_time_is_too_long(policy):
+    rows = talked(policy, max_turns=1)
+    assert all(row.own is None for row in rows)
+    assert {row.finish for row in rows} == {"stop", "length"}
+    # Without a vowel the environment would have spoken.
+    assert all(set("aeiou") & set(row.text) for row in rows if row.finish == "stop")
+    assert all(len(row.token_ids) <= 4 for row in talked(policy, longest=4))
+
+
+def test_the_environments_tokens_are_in_no_loss(config):
+    """The gradient is that of the conversation in which only the policy's tokens count."""
+    config = dataclasses.replace(config, max_completion_length=24, recipe="rloo").with_settings(
+        ['sampling.stop=[".", "x", "7"]']
+    )
+    policy = Policy.tiny(config.tiny, seed=2)
+    sampled = collected(policy, Nagging(), config)
+    assert any(c.own is not None for c in sampled.completions)
+    learner = Learner(policy, config.make_recipe(), config)
+    seen = []
+    real = gk.TokenBatch
+
+    def spy(*args, **kwargs):
+        if "advantages" in kwargs:
+            seen.append(kwargs["mask"])
+        return real(*args, **kwargs)
+
+    gk.TokenBatch = spy
+    try:
+        metrics = learner.learn(sampled)
+    finally:
+        gk.TokenBatch = real
+    rows = [c for c, kept in zip(sampled.completions, sampled.processed.keep, strict=True) if kept]
+    assert sum(int(mask.sum()) for mask in seen) == sum(sum(c.own) if c.own else len(c.token_ids) for c in rows)
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-5
+
+
+def test_a_run_of_conversations(config, silent, tmp_path):
+    config = dataclasses.replace(config, max_completion_length=24).with_settings(
+        ['sampling.stop=[".", "x", "7"]', "warm_start.steps=0", "max_turns=3"]
+    )
+    summary = Trainer(config, task=Nagging(), directory=tmp_path / "run", console=silent).train()
+    assert summary.status == "finished"
+
+
+def test_what_an_environment_may_not_say(policy):
+    class Wrong(Nagging):
+        def reply(self, messages, item):
+            return 3
+
+    with pytest.raises(gk.InputError, match=r"the task's reply\(\).*3.*a text, or None"):
+        talked(policy, task=Wrong())
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{{ eos_token if m['role'] == 'assistant' }}\n"
+    "{% endfor %}{{ 'a:' if add_generation_prompt }}"
+)
+
+
+def test_a_chat_template_writes_the_environments_turns(policy):
+    tokenizer = policy.tokenizer
+    tokenizer.chat_template = TEMPLATE
+    try:
+        rows = [row for row in talked(policy, longest=60) if row.own and row.finish == "stop"]
+        assert rows
+        for row in rows:
+            own = row.own
+            others = tokenizer.decode([t for t, mine in zip(row.token_ids, own, strict=True) if not mine])
+            assert others in ("\nu:[1]\na:", "\nu:[1]\na:\nu:[2]\na:")
+        tokenizer.chat_template = "{{ messages | length }}"
+        with pytest.raises(gk.InputError, match="changes how the former ones are written"):
+            talked(policy)
+    finally:
+        tokenizer.chat_template = None
