@@ -626,6 +626,17 @@ KINDS: dict[str, Kind] = {
         "that the weights after {version} updates sampled, and max_logp_gap is {bound:.3g}: the sampler has other "
         "weights, or computes in another way. Look at how it gets its weights; raise max_logp_gap if it is precision.",
     ),
+    "rollout_process_died": Kind(
+        StateError,
+        "the rollout process {how}, the {times}th time before it had sampled a step. So it is where memory runs out: "
+        "it holds the model once more. --resume goes on from the last snapshot; async_level=0 samples in the trainer.",
+    ),
+    "rollout_failed": Kind(StateError, "the rollout process failed, as shown above: {reason}."),
+    "not_sendable": Kind(
+        InputError,
+        "{what} cannot be given to the rollout process of async_level={level}: {why}. Define it in a module that can "
+        "be imported, at its top level, or set async_level=0.",
+    ),
     "not_a_run": Kind(
         FileError,
         "{path} is not the directory of a run, so it is not replaced. Choose another name, or remove it yourself.",

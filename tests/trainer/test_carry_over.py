@@ -51,7 +51,7 @@ def test_every_good_group_is_in_one_step_or_waits_or_expired(config, oversamplin
     for step in range(8):
         own.engine.load(own.policy, 2 * step)
         before = [group[0].item["number"] for group in own.waiting]
-        sampled = own.collect(recipe)
+        sampled = own.collect(recipe).sampled(recipe)
         kept = sampled.processed.keep
         groups = list(dict.fromkeys(item["number"] for item, k in zip(sampled.items, kept, strict=True) if k))
         assert len(groups) == config.prompts_per_step
@@ -83,7 +83,7 @@ def test_the_state_has_the_groups_that_wait(config):
     other.restore(json.loads(json.dumps(one.state())))
     assert other.waiting == one.waiting
     assert all(row.item is group[0].item for group in other.waiting for row in group)
-    a, b = one.collect(recipe), other.collect(recipe)
+    a, b = one.collect(recipe).sampled(recipe), other.collect(recipe).sampled(recipe)
     assert a.completions == b.completions
     assert a.rewards == b.rewards
 

@@ -18,7 +18,7 @@ def collected(policy, task, config, *, reward=None, seed=0, reference=None):
     rewards = Rewards(task, [] if reward is None else [RewardFunction(1.0, None, reward)])
     config = dataclasses.replace(config, seed=seed)
     collector = Collector(policy, InProcess(policy), task, rewards, config, reference=reference)
-    return collector.collect(config.make_recipe())
+    return collector.collect(config.make_recipe()).sampled(config.make_recipe())
 
 
 def learned(task, config, **kwargs):
@@ -41,7 +41,7 @@ def test_a_step_is_filled_up_from_several_rounds(task, config):
     kept = sampled.group_id[sampled.processed.keep]
     assert len(np.unique(kept)) == config.prompts_per_step
     assert np.bincount(kept)[np.unique(kept)].tolist() == [config.num_generations] * config.prompts_per_step
-    assert sampled.rounds == len(calls) > 1
+    assert sampled.measured["sampling/rounds"] == len(calls) > 1
     assert sum(calls) == len(sampled.completions) == len(sampled.items)
     # Each round asks for what is missing and no more.
     assert all(later <= earlier for earlier, later in zip(calls, calls[1:], strict=False))
@@ -54,7 +54,7 @@ def test_rounds_are_bounded_and_a_step_without_signal_changes_no_weight(task, co
     config = dataclasses.replace(config, max_rounds=3)
     policy = Policy.tiny(config.tiny, seed=2)
     sampled = collected(policy, task, config, reward=lambda prompts, completions, **columns: [0.25] * len(prompts))
-    assert sampled.rounds == 3
+    assert sampled.measured["sampling/rounds"] == 3
     assert sampled.metrics()["frac_reward_zero_std"] == 1
     assert sampled.metrics()["sampling/kept_share"] == 0
     before = [w.clone() for w in policy.model.parameters()]

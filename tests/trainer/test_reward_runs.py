@@ -118,7 +118,7 @@ def test_rewards_that_are_normalised_one_by_one(config, task):
         return [float(len(text)) for text in completions]
 
     scorer = Rewards(task, [RewardFunction(1.0, None, letters), RewardFunction(1.0, None, long)])
-    sampled = Collector(policy, InProcess(policy), task, scorer, config).collect(recipe)
+    sampled = Collector(policy, InProcess(policy), task, scorer, config).collect(recipe).sampled(recipe)
     columns = {
         "group_id": sampled.group_id,
         "reward": sampled.rewards,

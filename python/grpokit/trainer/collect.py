@@ -19,7 +19,7 @@ import grpokit as gk
 from .policy import Completion
 from .rewards import Scored
 from .score_norms import score_norms
-from .tasks import Item, Remembers, Task, draw
+from .tasks import Item, Remembers, Task, draw, progress
 from .turns import answers
 from .warmstart import demonstrations
 
@@ -50,10 +50,8 @@ class Sampled:
         Counted from 0.
     processed : Processed
         The recipe's verdict.
-    rounds : int
-        How often the step sampled.
     measured : dict
-        What the rewards say about the step: each function's mean, how many calls failed.
+        What sampling and rewards say about the step: rounds, each function's mean, how many calls failed.
     parts : list of dict, optional
         What each reward function said of each row, where there are functions.
     kl : float
@@ -65,7 +63,6 @@ class Sampled:
     rewards: list[float | None]
     group_id: NDArray[np.int64]
     processed: Any
-    rounds: int
     measured: dict[str, float]
     parts: list[dict[str, float | None]] | None = None
     kl: float = float("nan")
@@ -75,7 +72,6 @@ class Sampled:
         found = self.processed.metrics()
         names = ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio")
         return {name: found[name] for name in names} | {
-            "sampling/rounds": self.rounds,
             "sampling/completions": found["rows"],
             "sampling/used": float(self.processed.counts["kept"]),
             "sampling/kept_share": found["kept_share"],
@@ -136,6 +132,68 @@ class Row:
     more: dict[str, Any]
 
 
+@dataclass
+class Gathered:
+    """A step's groups before the recipe's verdict: what one process may send to another.
+
+    Parameters
+    ----------
+    groups : list of list of Row
+        Whole groups, the oldest first.
+    version : int
+        How many updates the weights had seen that the last of them were sampled with.
+    need : int
+        How many groups make a step.
+    measured : dict
+        What sampling and rewards say about the step.
+    scored_by_functions : bool
+        Whether the rewards are made of parts.
+    """
+
+    groups: list[list[Row]]
+    version: int
+    need: int
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
+    scored_by_functions: bool = False
+
+    @property
+    def rows(self) -> list[Row]:
+        """(N,) the rows of all groups."""
+        return [row for group in self.groups for row in group]
+
+    @property
+    def group_id(self) -> NDArray[np.int64]:
+        """(N,) int64: counted from 0."""
+        return np.repeat(np.arange(len(self.groups)), list(map(len, self.groups)))
+
+    def process(self, recipe: gk.Recipe) -> Any:
+        """What the recipe says of them."""
+        rows = self.rows
+        columns = {
+            "group_id": self.group_id,
+            "reward": [row.scored.reward for row in rows],
+            "response_len": np.array([len(row.completion.token_ids) for row in rows]),
+            "finish": [row.completion.finish for row in rows],
+            "version_min": np.array([row.completion.version for row in rows]),
+            **{name: [row.more[name] for row in rows] for name in rows[0].more},
+        }
+        return gk.process(columns, recipe, need=self.need, order="index", version=self.version)
+
+    def sampled(self, recipe: gk.Recipe) -> Sampled:
+        """With the recipe's verdict."""
+        rows, processed = self.rows, self.process(recipe)
+        return Sampled(
+            items=[row.item for row in rows],
+            completions=[row.completion for row in rows],
+            rewards=[row.scored.reward for row in rows],
+            group_id=self.group_id,
+            processed=processed,
+            measured=self.measured,
+            parts=[row.scored.parts for row in rows] if self.scored_by_functions else None,
+            kl=_kl(rows, processed.keep),
+        )
+
+
 class Collector:
     """Where a run's rollouts come from: its prompts in their order, and good groups that wait for the next step.
 
@@ -171,7 +229,7 @@ class Collector:
         self.rng, self.seeds = Random(f"{config.seed} prompts"), Random(f"{config.seed} sampling")
         self.waiting: list[list[Row]] = []
 
-    def collect(self, recipe: gk.Recipe) -> Sampled:
+    def collect(self, recipe: gk.Recipe) -> Gathered:
         """Samples until `prompts_per_step` groups have a row that the recipe keeps, in `max_rounds` rounds at most.
 
         A round asks `oversampling` times as many new prompts as groups are missing, and the recipe always sees the
@@ -180,41 +238,26 @@ class Collector:
         """
         config, version = self.config, self.engine.version
         fresh = [g for g in self.waiting if version - g[0].completion.version <= config.carry_over]
-        expired, groups, rounds = len(self.waiting) - len(fresh), fresh, 0
-        carried = sum(map(len, groups))
+        expired, carried, rounds = len(self.waiting) - len(fresh), len(fresh), 0
         self.rewards.begin()
-        processed = self._process(groups, recipe) if groups else None
+        found = Gathered(fresh, version, config.prompts_per_step)
+        processed = found.process(recipe) if fresh else None
         while rounds < config.max_rounds and (processed is None or processed.missing):
             missing = config.prompts_per_step if processed is None else processed.missing or 0
-            groups = groups + self._round(math.ceil(missing * config.oversampling), recipe)
-            processed = self._process(groups, recipe)
+            found.groups += self._round(math.ceil(missing * config.oversampling), recipe)
+            processed = found.process(recipe)
             rounds += 1
         assert processed is not None
-        group_id = np.repeat(np.arange(len(groups)), list(map(len, groups)))
-        later = set(group_id[processed.surplus].tolist())
-        if later:
-            self.waiting = [g for number, g in enumerate(groups) if number in later]
-            groups = [g for number, g in enumerate(groups) if number not in later]
-            group_id = np.repeat(np.arange(len(groups)), list(map(len, groups)))
-            processed = self._process(groups, recipe)
-        else:
-            self.waiting = []
-        rows = [row for group in groups for row in group]
-        measured = self.rewards.metrics([row.scored for row in rows])
+        surplus = set(found.group_id[processed.surplus].tolist())
+        self.waiting = [group for at, group in enumerate(found.groups) if at in surplus]
+        found.groups = [group for at, group in enumerate(found.groups) if at not in surplus]
+        found.measured = {"sampling/rounds": rounds} | self.rewards.metrics([row.scored for row in found.rows])
+        found.measured |= progress(self.task, self.rng)
         if config.oversampling > 1:
-            waits = {"sampling/carried": carried, "sampling/waiting": len(later), "sampling/expired": expired}
-            measured |= waits
-        return Sampled(
-            items=[row.item for row in rows],
-            completions=[row.completion for row in rows],
-            rewards=[row.scored.reward for row in rows],
-            group_id=group_id,
-            processed=processed,
-            rounds=rounds,
-            measured=measured,
-            parts=[row.scored.parts for row in rows] if self.rewards.functions else None,
-            kl=_kl(rows, processed.keep),
-        )
+            waits = {"carried": carried, "waiting": len(self.waiting), "expired": expired}
+            found.measured |= {f"sampling/{name}": float(count) for name, count in waits.items()}
+        found.scored_by_functions = bool(self.rewards.functions)
+        return found
 
     def state(self) -> dict[str, Any]:
         """All that the next steps depend on, ready for JSON."""
@@ -271,19 +314,6 @@ class Collector:
         how, turns = self.config.how(temperature), self.config.max_turns
         answered = answers(self.engine, self.policy, self.task, asked, sampling=how, max_turns=turns, seeds=self.seeds)
         return answered, self.rewards(asked, [c.text for c in answered])
-
-    def _process(self, groups: list[list[Row]], recipe: gk.Recipe) -> Any:
-        rows = [row for group in groups for row in group]
-        columns = {
-            "group_id": np.repeat(np.arange(len(groups)), list(map(len, groups))),
-            "reward": [row.scored.reward for row in rows],
-            "response_len": np.array([len(row.completion.token_ids) for row in rows]),
-            "finish": [row.completion.finish for row in rows],
-            "version_min": np.array([row.completion.version for row in rows]),
-            **{name: [row.more[name] for row in rows] for name in rows[0].more},
-        }
-        version = self.engine.version
-        return gk.process(columns, recipe, need=self.config.prompts_per_step, order="index", version=version)
 
 
 def generator_state(state: Any) -> Any:

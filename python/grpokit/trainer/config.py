@@ -73,6 +73,9 @@ class TrainConfig:
         begin the next one.
     carry_over : int
         How many updates a good group may wait for a step; one that waits longer is dropped.
+    async_level : int
+        Steps that a process of its own samples ahead: what a step learns from was sampled with the weights of so many
+        steps before. 0 samples each step with the current ones.
     updates_per_step : int
         Optimizer updates that a step's groups are dealt to.
     microbatch_tokens : int
@@ -149,6 +152,7 @@ class TrainConfig:
     max_rounds: int = _at_least(1, 4)
     oversampling: float = _at_least(1, 1.0)
     carry_over: int = _at_least(0, 4)
+    async_level: int = _at_least(0, 0)
     updates_per_step: int = _at_least(1, 2)
     microbatch_tokens: int = _at_least(1, 16_384)
     max_completion_length: int = _at_least(1, 12)

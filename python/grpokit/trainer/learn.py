@@ -120,9 +120,7 @@ class Learner:
     def restore(self, updates: int, states: dict[str, dict[str, float]]) -> None:
         """Goes on from `updates` and what `state` gave."""
         self.updates = updates
-        for name, controller in self.controllers.items():
-            controller.load_state_dict(states[name])
-            self.recipe = controller.apply(self.recipe)
+        self.recipe, self.controllers = steered(self.recipe, self.config, states)
         if self.lr_control:
             self.lr_control.load_state_dict(states["lr_scale"])
 
@@ -176,6 +174,17 @@ class Learner:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.updates += 1
+
+
+def steered(
+    recipe: gk.Recipe, config: TrainConfig, states: dict[str, dict[str, float]]
+) -> tuple[gk.Recipe, dict[str, AdaptiveKL | AdaptiveEntropy]]:
+    """The recipe with its coefficients as these states of the controllers have them, and the controllers."""
+    found = controllers_of(recipe, config)
+    for name, controller in found.items():
+        controller.load_state_dict(states[name])
+        recipe = controller.apply(recipe)
+    return recipe, found
 
 
 def controllers_of(recipe: gk.Recipe, config: TrainConfig) -> dict[str, AdaptiveKL | AdaptiveEntropy]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 
 from grpokit.errors import error
 
 from . import snapshot
+from .ahead import Ahead, sendable
 from .built_in import make_task
 from .collect import Collector
 from .config import TrainConfig
@@ -28,8 +31,10 @@ from .learn import Learner
 from .models import load
 from .rewards import Given, Rewards, functions_of
 from .run import RunDirectory, Summary, default_name, uninterrupted
-from .tasks import Task, draw, progress
+from .source import Now, Source
+from .tasks import Task, draw
 from .warmstart import warm_start
+from .weights import every
 
 if TYPE_CHECKING:
     import os
@@ -92,6 +97,8 @@ class Trainer:
         self.config = config.with_given(task, None if reward is None else functions)
         self.recipe, self.overwrite = self.config.make_recipe(), overwrite
         self.console = console_for(sys.stderr) if console is None else console
+        level = self.config.async_level
+        self.sent = sendable(task, functions, level) if level else None
         self.rewards = Rewards(self.task, functions, self.config.rewards, self.console.note)
         self.run = RunDirectory(directory or Path("runs") / default_name(self.config))
         self.taken_up = self._take_up() if resume else None
@@ -117,8 +124,7 @@ class Trainer:
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
-        with self.rewards:
-            self._start()
+        with self.rewards, closing(self._start()):
             if self.resume:
                 self._go_on()
             status = "failed"
@@ -140,18 +146,20 @@ class Trainer:
                 torch.set_num_threads(threads)
         return self.summary
 
-    def _start(self) -> None:
+    def _start(self) -> Source:
         config, self.started = self.config, perf_counter()
         self.policy = load(config, self._seed("weights"))
         self.held_out = draw(self.task, self._random("held out"), config.evaluation.prompts, held_out=True)
+        # Evaluations ask it too.
         self.engine = self.make_engine()
-        self.collector = Collector(self.policy, self.engine, self.task, self.rewards, config)
         self.steps = self.completions = self.used = self.tokens = 0
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
         self.controllers: dict[str, dict[str, float]] = {}
         if not self.resume:
             self.run.create(config, overwrite=self.overwrite)
+        self.source = self.make_source()
+        return self.source
 
     def _take_up(self) -> Path | None:
         """The snapshot to go on from, if the run is this one."""
@@ -204,10 +212,19 @@ class Trainer:
         """Who samples."""
         return InProcess(self.policy)
 
+    def make_source(self) -> Source:
+        """Where a step's rollouts come from."""
+        config = self.config
+        if config.async_level:
+            return Ahead(config, self.sent, self.rewards.functions, self.run, self.console.note)
+        return Now(Collector(self.policy, self.engine, self.task, self.rewards, config))
+
     def make_learner(self) -> None:
         """The learner of the policy as it is, which is the reference policy where there is one."""
         self.learner = Learner(self.policy, self.recipe, self.config)
-        self.collector.reference = self.learner.reference
+        reference = self.learner.reference
+        if reference is not None and not self.run.reference.exists():
+            self.run.write(self.run.reference, lambda to: save_file(every(reference), to))
 
     def _evaluate(self, step: int) -> dict[str, float]:
         self.engine.load(self.policy, self.learner.updates)
@@ -229,8 +246,7 @@ class Trainer:
 
     def _step(self, step: int) -> None:
         config, started = self.config, perf_counter()
-        self.engine.load(self.policy, self.learner.updates)
-        sampled = self.collector.collect(self.learner.recipe)
+        sampled = self.source.next(self.learner, self.steps)
         metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled)
         self.controllers = self.learner.state()
         self.run.rollouts(sampled.records(step, config.logged_groups))
@@ -238,7 +254,6 @@ class Trainer:
         self.used += int(sampled.processed.keep.sum())
         self.tokens += sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
         metrics["num_tokens"] = self.tokens
-        metrics |= progress(self.task, self.collector.rng)
         metrics["step_time"] = perf_counter() - started
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             metrics |= self._evaluate(step)
@@ -258,6 +273,7 @@ class Trainer:
             after=self.evaluations[-1] if len(self.evaluations) > 1 else None,
             completions=self.completions,
             used=self.used,
+            ledger=self.source.counts(),
             warm_start_seconds=self.warm_start_seconds,
             total_seconds=self.seconds,
         )

@@ -1,26 +1,19 @@
 """Processes that call reward functions: a call that takes too long is killed, one that crashes is replaced.
 
-Each process is a fresh interpreter. A fork would copy torch's threads and locks in whatever state they are, and
-multiprocessing's own ways of starting anew import the caller's script again, which a script without a guard does not
-survive. Each leads a process group, so that what a function starts ends with it; and each ends when this one does.
+Each process is a `Child`, which leads a process group, so that what a function starts ends with it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from grpokit.errors import GrpokitError, error
 
+from .processes import Child
 from .reward_functions import Failure, Outcome, Signature, described
 
 if TYPE_CHECKING:
@@ -152,24 +145,14 @@ class RewardPool:
         return ", ".join(repr(source) if isinstance(source, str) else "that was given" for source in self.sources)
 
 
-class _Worker:
+class _Worker(Child):
     """One process, seen from here."""
 
     def __init__(self, sources: Sequence[str | bytes]) -> None:
-        self.connection, theirs = Pipe()
+        super().__init__("grpokit.trainer.reward_worker")
         self.call: Call | None = None
         self.ready = False
         self.deadline = monotonic() + _READY_SECONDS
-        path = [place for place in (*sys.path, os.getcwd()) if isinstance(place, str)]  # noqa: PTH109
-        code = f"import sys; sys.path[:] = {path!r}; from grpokit.trainer.reward_worker import main"
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", f"{code}; main({theirs.fileno()}, {os.getpid()})"],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a function prints is talk, and no result of this program
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
         self.connection.send(list(sources))
 
     @property
@@ -185,13 +168,3 @@ class _Worker:
             raise error("stage_result", stage="the task's prompts()", given=given, expected=expected) from problem
         self.connection.send_bytes(data)
         self.call, self.deadline = call, monotonic() + seconds
-
-    def kill(self) -> str:
-        """Ends it with what it has started, and says how it had ended before, if it had."""
-        # The group first, while the process's number cannot be another's.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        code = self.process.wait()
-        self.connection.close()
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended its process with exit code {code}"

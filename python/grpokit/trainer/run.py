@@ -59,6 +59,9 @@ class Summary:
         Completions sampled in training.
     used : int
         Those that the recipe kept and the loss saw.
+    ledger : dict or None
+        Steps that were admitted to sampling ahead, consumed, or aborted with their process; None where nothing was
+        sampled ahead.
     warm_start_seconds, total_seconds : float
         Wall time, evaluations included in the total.
     """
@@ -72,6 +75,7 @@ class Summary:
     after: Passed | None
     completions: int
     used: int
+    ledger: dict[str, int] | None
     warm_start_seconds: float
     total_seconds: float
 

@@ -2,6 +2,7 @@
 
 weights.safetensors   what learns, by name
 state.pt              the optimizer, torch's generator
+source/               weights of earlier steps, which what is under way was ordered with
 state.json            counters, generators, groups that wait, controllers, and how long the run's files were
 
 A snapshot is there whole or not at all. Lines that a killed run wrote after it are cut off when the run goes on: they
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
@@ -26,12 +28,12 @@ from grpokit.errors import GrpokitError, error
 from .collect import generator_state
 from .evaluate import Passed
 from .tasks import Remembers
+from .weights import learned, put
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .loop import Trainer
-    from .policy import Policy
 
 SCHEMA_VERSION = 2
 _DAMAGE = (SafetensorError, UnpicklingError, EOFError)
@@ -55,7 +57,7 @@ def save(trainer: Trainer) -> None:
         "updates": learner.updates,
         "controllers": learner.state(),
         "evaluations": [dataclasses.asdict(passed) for passed in trainer.evaluations],
-        "collector": trainer.collector.state(),
+        "source": trainer.source.state(),
         "random": random.getstate(),
         "numpy": json.loads(json.dumps(numbers, default=lambda array: array.tolist())),
         "files": run.sizes(),
@@ -67,13 +69,13 @@ def save(trainer: Trainer) -> None:
 
     def write(directory: Path) -> None:
         directory.mkdir()
-        save_file(_learned(trainer.policy), directory / "weights.safetensors")
+        save_file(learned(trainer.policy), directory / "weights.safetensors")
         torch.save(tensors, directory / "state.pt")
+        (directory / "source").mkdir()
+        for path in trainer.source.files():
+            shutil.copyfile(path, directory / "source" / path.name)
         (directory / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
-    if learner.reference is not None and not run.reference.exists():
-        reference = learner.reference
-        run.write(run.reference, lambda to: save_file(_all(reference), to))
     run.snapshot(trainer.steps, write, keep_last=trainer.config.snapshots.keep_last)
 
 
@@ -93,11 +95,11 @@ def load(trainer: Trainer, directory: Path) -> None:
             reason = f"its schema_version is {state['schema_version']}, and this is {SCHEMA_VERSION}"
             raise error("file_unreadable", path=directory, reason=reason)
         weights, tensors = load_file(directory / "weights.safetensors"), torch.load(directory / "state.pt")
-        _put(trainer.policy, weights)
+        put(trainer.policy, weights)
         trainer.make_learner()
         learner = trainer.learner
         if learner.reference is not None:
-            _put(learner.reference, load_file(trainer.run.reference))
+            put(learner.reference, load_file(trainer.run.reference))
         learner.restore(state["updates"], state["controllers"])
         learner.optimizer.load_state_dict(tensors["optimizer"])
         torch.set_rng_state(tensors["torch"])
@@ -110,31 +112,17 @@ def load(trainer: Trainer, directory: Path) -> None:
         numbers["state"]["key"] = np.array(numbers["state"]["key"], np.uint32)
         np.random.set_state(numbers)  # noqa: NPY002
         if isinstance(trainer.task, Remembers):
-            was, now = state["collector"]["task"].get("fingerprint"), getattr(trainer.task, "fingerprint", None)
+            was, now = (
+                state["source"]["collector"]["task"].get("fingerprint"),
+                getattr(trainer.task, "fingerprint", None),
+            )
             if was != now:
                 text = f"the prompts' fingerprint was {was} and is {now}"
                 raise error("resume_differs", path=trainer.run.path, differences=text)
-        trainer.collector.restore(state["collector"])
+        trainer.source.restore(state["source"], directory / "source")
         trainer.controllers = learner.state()
         trainer.run.cut(state["files"])
     except GrpokitError:
         raise
     except (*_DAMAGE, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
         raise error("file_unreadable", path=directory, reason=repr(problem)) from problem
-
-
-def _learned(policy: Policy) -> dict[str, torch.Tensor]:
-    return {name: w.detach().contiguous() for name, w in policy.model.named_parameters() if w.requires_grad}
-
-
-def _all(policy: Policy) -> dict[str, torch.Tensor]:
-    return {name: w.detach().contiguous() for name, w in policy.model.named_parameters()}
-
-
-def _put(policy: Policy, weights: dict[str, torch.Tensor]) -> None:
-    own = dict(policy.model.named_parameters())
-    if not weights.keys() <= own.keys():
-        raise KeyError(next(iter(weights.keys() - own.keys())))
-    with torch.no_grad():
-        for name, weight in weights.items():
-            own[name].copy_(weight)
