@@ -36,12 +36,11 @@ def train(recipe, parameters, settings, weights):
     import torch
 
     from grpokit.trainer import TrainConfig, Trainer
-    from grpokit.trainer.learn import Learner
 
     class FromWarm(Trainer):
         def _warm_start(self):
             self.policy.model.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
-            self.learner = Learner(self.policy, self.recipe, self.config)
+            self.make_learner()
 
     config = TrainConfig(recipe=recipe, recipe_parameters=parameters).with_settings(settings)
     with tempfile.TemporaryDirectory() as place:

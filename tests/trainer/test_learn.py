@@ -207,6 +207,19 @@ def test_reinforce_pp_learns_from_advantages_per_token(task, config):
         torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-3)
 
 
+def test_a_step_may_be_learned_from_several_times(task, config):
+    config = dataclasses.replace(config, recipe="rloo", num_iterations=3, learning_rate=0.01)
+    _, learner, metrics = learned(task, config)
+    assert learner.updates == metrics["updates"] == 3 * config.updates_per_step
+    # Each pass deals the same rows, and the ratios are to the policy before the first.
+    rows = [tuple(hand.tolist()) for hand in learner._deal(np.repeat(np.arange(4), 4))]
+    assert len(set(rows)) == config.updates_per_step
+    once, _, first = learned(task, dataclasses.replace(config, num_iterations=1))
+    assert metrics["mismatch/ess_last"] < first["mismatch/ess_last"] < 1
+    assert dataclasses.replace(config, steps=5).arithmetic()["updates in all, at most"] == 30
+    assert len(once.completions) == 16
+
+
 def test_groups_are_dealt_whole_and_each_once(task, config):
     _, learner, _ = learned(task, dataclasses.replace(config, updates_per_step=3))
     group_id = np.repeat([4, 0, 2, 9, 7], [2, 3, 1, 2, 4])

@@ -78,6 +78,8 @@ class TrainConfig:
         steps before. 0 samples each step with the current ones.
     updates_per_step : int
         Optimizer updates that a step's groups are dealt to.
+    num_iterations : int
+        How often a step's groups are learned from: μ. All but the first update see them from a policy that has moved.
     microbatch_tokens : int
         Completion tokens of one forward and backward pass, padding included.
     max_completion_length : int
@@ -154,6 +156,7 @@ class TrainConfig:
     carry_over: int = _at_least(0, 4)
     async_level: int = _at_least(0, 0)
     updates_per_step: int = _at_least(1, 2)
+    num_iterations: int = _at_least(1, 1)
     microbatch_tokens: int = _at_least(1, 16_384)
     max_completion_length: int = _at_least(1, 12)
     max_turns: int = _at_least(1, 8)
@@ -326,7 +329,7 @@ class TrainConfig:
             "completions a step, sampled at most": rows * self.max_rounds,
             "completions an update": update,
             "microbatches an update, at most": -(-update // max(1, self.microbatch_tokens // width)),
-            "updates in all, at most": self.steps * self.updates_per_step,
+            "updates in all, at most": self.steps * self.num_iterations * self.updates_per_step,
             "completion tokens sampled in all, at most": self.steps * rows * self.max_rounds * width,
             "completions an evaluation": self.evaluation.prompts * self.evaluation.samples,
             "demonstrations of the warm start": self.warm_start.steps * self.warm_start.batch_size,

@@ -81,7 +81,7 @@ class Learner:
             check_agreement(gaps[current], config.logp_gap_bound, self.updates)
         mismatch = gk.mismatch_stats(old_logps.cpu(), batch.rollout_logps.cpu(), sampled_mask.cpu()).metrics()
         staleness = (self.updates - versions)[~off_policy] if not off_policy.all() else versions.new_zeros(1)
-        dealt = self._deal(sampled.group_id[kept])
+        dealt = self._deal(sampled.group_id[kept]) * config.num_iterations
         measured = [self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows]) for rows in dealt]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
         entropy = entropies[batch.mask].mean().item()
