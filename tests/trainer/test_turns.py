@@ -108,6 +108,17 @@ def test_a_run_of_conversations(config, silent, tmp_path):
     assert summary.status == "finished"
 
 
+def test_a_prompt_that_leaves_no_room(policy):
+    items = [{"prompt": "ab>"}, {"prompt": "a" * 400 + ">"}]
+    how = {"task": Echo(), "max_turns": 1, "seeds": Random(0)}
+    with pytest.raises(
+        gk.InputError, match="=200; expected at most 111: the model's context is 512 tokens, and the prompt 'aa"
+    ):
+        answers(InProcess(policy), policy, items=items, sampling=Sampling(200), **how)
+    how |= {"items": items[1:]}
+    assert len(answers(InProcess(policy), policy, sampling=Sampling(111), **how)) == 1
+
+
 def test_what_an_environment_may_not_say(policy):
     class Wrong(Nagging):
         def reply(self, messages, item):

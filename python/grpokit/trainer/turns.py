@@ -14,6 +14,7 @@ from grpokit.errors import error
 
 from .chat import MESSAGES, rendered
 from .policy import Completion
+from .reward_functions import shortened
 from .tasks import Converses
 
 if TYPE_CHECKING:
@@ -58,8 +59,14 @@ def answers(
     Returns
     -------
     list of Completion, (N,)
+
+    Raises
+    ------
+    InputError
+        A prompt cannot be encoded, or leaves no room in the model's context; what the environment said is no text.
     """
     prompts = policy.encode(rendered(policy.tokenizer, items))
+    _check_context(policy, prompts, items, sampling.max_completion_length)
     if not isinstance(task, Converses):
         return engine.generate(prompts, [seeds.getrandbits(63) for _ in items], sampling)
     talks = [_Talk(item, prompt) for item, prompt in zip(items, prompts, strict=True)]
@@ -86,6 +93,19 @@ def answers(
             else:
                 talk.see(reply, policy, longest)
     return [talk.completion() for talk in talks]
+
+
+def _check_context(policy: Policy, prompts: Sequence[list[int]], items: Sequence[Item], longest: int) -> None:
+    context = getattr(policy.model.config, "max_position_embeddings", None)
+    at = max(range(len(prompts)), key=lambda row: len(prompts[row]))
+    if context is not None and len(prompts[at]) + longest > context:
+        prompt = shortened(repr(items[at]["prompt"]), 60)
+        expected = (
+            f"at most {context - len(prompts[at])}: the model's context is {context} tokens, and the prompt {prompt} "
+            f"has {len(prompts[at])}"
+        )
+        name = "max_completion_length"
+        raise error("bad_parameter", owner="TrainConfig", name=name, given=longest, expected=expected)
 
 
 @dataclass
