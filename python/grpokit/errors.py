@@ -513,7 +513,7 @@ KINDS: dict[str, Kind] = {
     "given_in_python": Kind(
         InputError,
         "the {what} {name!r} was given in Python, and the configuration has only its name. Give it again: "
-        "Trainer(config, {argument}=...).",
+        "Trainer(config, {argument}=...), or to evaluate evaluate_run(directory, {argument}=...).",
     ),
     # asynchronous training
     "ledger_ticket": Kind(
@@ -619,6 +619,10 @@ KINDS: dict[str, Kind] = {
     "no_steps_left": Kind(
         StateError,
         "{path} is at its end: all {steps} steps are done. Say --set steps=... to go on for more.",
+    ),
+    "no_run": Kind(
+        FileError,
+        "{path} is not the directory of a run: it has no config.toml. Give one that `grpokit train` has written.",
     ),
     "not_a_run": Kind(
         FileError,

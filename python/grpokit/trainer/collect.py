@@ -6,7 +6,7 @@ Dynamic sampling (DAPO, arXiv:2503.14476, §3.2) is nothing but this loop around
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 import grpokit as gk
 
 from .chat import rendered
+from .clock import Clock
 from .rollout import generate
 from .score_norms import score_norms
 from .tasks import Item, Task, draw
@@ -55,6 +56,8 @@ class Sampled:
         What each reward function said of each row, where there are functions.
     kl : float
         The mean of log π_old − log π_ref over the kept rows' tokens, where the recipe has KL in the reward; else NaN.
+    read : dict, optional
+        What else the recipe's stages read of each row, by grpokit's names.
     """
 
     items: list[Item]
@@ -66,12 +69,19 @@ class Sampled:
     measured: dict[str, float]
     parts: list[dict[str, float | None]] | None = None
     kl: float = float("nan")
+    read: dict[str, list[Any]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """What the step sampled, by TRL's names where TRL has one."""
         found = self.processed.metrics()
-        names = ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio")
+        names = ("reward", "reward_std", "frac_reward_zero_std")
+        lengths = {name: value for name, value in found.items() if name.startswith("completions/")}
+        ended = [len(c.token_ids) for c in self.completions if c.finish == "stop"] or [0]
         return {name: found[name] for name in names} | {
+            **lengths,
+            "completions/mean_terminated_length": float(np.mean(ended)),
+            "completions/min_terminated_length": float(min(ended)),
+            "completions/max_terminated_length": float(max(ended)),
             "sampling/rounds": self.rounds,
             "sampling/completions": found["rows"],
             "sampling/used": float(self.processed.counts["kept"]),
@@ -81,13 +91,14 @@ class Sampled:
             **{f"sampling/{name}": value for name, value in found.items() if name.startswith("dropped/")},
         }
 
-    def records(self, step: int, version: int, groups: int) -> Iterator[dict[str, Any]]:
-        """The rows of the first `groups` groups under grpokit's column names, for ``rollouts.jsonl``.
+    def records(self, step: int, version: int, groups: int | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of the first `groups` groups, or all, under grpokit's column names.
 
         An advantage is a list where it is one a token.
         """
         per_token, shown = self.processed.token_advantages, any(c.off_policy for c in self.completions)
-        for row in np.flatnonzero(self.group_id < groups).tolist():
+        rows = self.group_id >= 0 if groups is None else self.group_id < groups
+        for row in np.flatnonzero(rows).tolist():
             item, completion = self.items[row], self.completions[row]
             shaped = float(self.processed.shaped_rewards[row])
             answer = {"answer": item["answer"]} if "answer" in item else {}
@@ -121,6 +132,7 @@ def collect(
     config: TrainConfig,
     rng: Random,
     generator: Generator,
+    clock: Clock | None = None,
 ) -> Sampled:
     """Samples until `prompts_per_step` groups have a row that the recipe keeps, in `max_rounds` rounds at most.
 
@@ -128,7 +140,7 @@ def collect(
     always sees the step's rows together. What the recipe reads beyond rewards is made here: a greedy answer to each
     prompt, log-probs, and where the loss tells demonstrations apart one of the task's as the last row of each group.
     """
-    size, shows = config.num_generations, recipe.reads("off_policy")
+    size, shows, clock = config.num_generations, recipe.reads("off_policy"), clock or Clock()
     items: list[Item] = []
     completions: list[Completion] = []
     worth: list[Scored] = []
@@ -138,10 +150,12 @@ def collect(
 
     def answer(asked: list[Item], temperature: float) -> tuple[list[Completion], list[Scored]]:
         prompts, longest = rendered(policy.tokenizer, asked), config.max_completion_length
-        answered = generate(
-            policy, prompts, max_completion_length=longest, temperature=temperature, generator=generator
-        )
-        return answered, rewards(asked, [c.text for c in answered])
+        with clock("generate"):
+            answered = generate(
+                policy, prompts, max_completion_length=longest, temperature=temperature, generator=generator
+            )
+        with clock("reward"):
+            return answered, rewards(asked, [c.text for c in answered])
 
     while True:
         rounds += 1
@@ -156,11 +170,13 @@ def collect(
             more.setdefault("baseline_reward", []).extend(s.reward for s in answer(drawn, 0.0)[1] for _ in range(size))
         for name, who in (("logp_old", policy), ("logp_ref", reference)):
             if recipe.rows_read(name):
-                more.setdefault(name, []).extend(_logps(who or policy, answered, config))
+                with clock("logps"):
+                    more.setdefault(name, []).extend(_logps(who or policy, answered, config))
         if recipe.rows_read("logp_rollout"):
             more.setdefault("logp_rollout", []).extend(c.logps for c in answered)
         if recipe.rows_read("score_norm"):
-            more.setdefault("score_norm", []).extend(score_norms(policy, answered, config.temperature))
+            with clock("logps"):
+                more.setdefault("score_norm", []).extend(score_norms(policy, answered, config.temperature))
         if recipe.rows_read("reward_parts"):
             more.setdefault("reward_parts", []).extend(s.parts for s in scores)
         items, completions, worth = items + asked, completions + answered, worth + scores
@@ -181,7 +197,7 @@ def collect(
                 gaps = [np.subtract(old, ref) for old, ref, kept in pairs if kept]
                 kl = float(np.concatenate(gaps).mean()) if gaps else kl
             parts, measured = [s.parts for s in worth] if rewards.functions else None, rewards.metrics(worth)
-            return Sampled(items, completions, values, group_id, processed, rounds, measured, parts, kl)
+            return Sampled(items, completions, values, group_id, processed, rounds, measured, parts, kl, more)
 
 
 def _logps(policy: Policy, completions: list[Completion], config: TrainConfig) -> list[list[float]]:

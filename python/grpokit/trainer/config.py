@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpokit as gk
@@ -100,7 +101,7 @@ class TrainConfig:
     warm_start : WarmStart
         Supervised learning before.
     evaluation : Evaluation
-        Held-out pass@1.
+        Held-out pass@k and maj@k.
     snapshots : Snapshots
         What the run goes on from.
 
@@ -278,7 +279,7 @@ class TrainConfig:
             "microbatches an update, at most": -(-update // max(1, self.microbatch_tokens // width)),
             "updates in all, at most": self.steps * self.updates_per_step,
             "completion tokens sampled in all, at most": self.steps * rows * self.max_rounds * width,
-            "completions an evaluation": self.evaluation.prompts * self.evaluation.samples,
+            "completions an evaluation": self.evaluation.prompts * (self.evaluation.samples + self.evaluation.greedy),
             "demonstrations of the warm start": self.warm_start.steps * self.warm_start.batch_size,
         }
 
@@ -294,6 +295,11 @@ class TrainConfig:
             if isinstance(table, dict):
                 lines += ["", f"[{name}]", *(f"{key} = {_write(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
+
+
+def stream(config: TrainConfig, purpose: str) -> Random:
+    """The generator of one purpose of a run: each has its own, and a change to one leaves the others as they were."""
+    return Random(f"{config.seed} {purpose}")
 
 
 def _build(cls: Any, data: Mapping[str, Any]) -> Any:

@@ -85,7 +85,7 @@ class WarmStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Held-out pass@1: the share of sampled completions that score 1, at temperature 1.
+    """Held-out pass@k and maj@k of completions that score 1: what k sampled ones give, and the likeliest one.
 
     Parameters
     ----------
@@ -93,16 +93,34 @@ class Evaluation:
         Held-out prompts; a hash of the text keeps them out of training.
     samples : int
         Completions a prompt.
+    k : tuple of int
+        The k of pass@k and, where it is above 2, of maj@k, each `samples` at most; 1 and `samples` are always among
+        them. Empty: powers of two.
+    temperature : float
+        Of sampling.
+    greedy : bool
+        Whether each prompt is answered once more with the likeliest tokens.
     every : int
         Steps between evaluations; 0 evaluates before the first step and after the last one only.
     """
 
     prompts: int = at_least(2, 256)
     samples: int = at_least(1, 8)
+    k: tuple[int, ...] = ()
+    temperature: float = above(0, 1.0)
+    greedy: bool = True
     every: int = at_least(0, 20)
 
     def __post_init__(self) -> None:
         check(self)
+        if not all(1 <= k <= self.samples for k in self.k):
+            expected = f"from 1 to samples={self.samples}: pass@k needs k completions of each prompt"
+            raise error("bad_parameter", owner="Evaluation", name="k", given=list(self.k), expected=expected)
+
+    def drawn(self) -> list[int]:
+        """The k of pass@k, ascending."""
+        powers = [2**n for n in range(self.samples.bit_length())]
+        return sorted({1, self.samples, *(self.k or powers)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

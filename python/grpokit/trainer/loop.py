@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from random import Random
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,9 @@ from grpokit.errors import error
 
 from . import snapshot
 from .built_in import make_task
+from .clock import Clock
 from .collect import collect
-from .config import TrainConfig
+from .config import TrainConfig, stream
 from .console import Console, console_for, line
 from .evaluate import Passed, evaluate
 from .learn import Learner
@@ -32,6 +32,7 @@ from .warmstart import warm_start
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from random import Random
 
 
 class Trainer:
@@ -148,6 +149,7 @@ class Trainer:
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
         self.controllers: dict[str, dict[str, float]] = {}
+        self.clock = Clock()
         if not self.resume:
             self.run.create(config, overwrite=self.overwrite)
 
@@ -199,21 +201,23 @@ class Trainer:
         self.warm_start_seconds = perf_counter() - started
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        passed = evaluate(
-            self.policy,
-            self.rewards,
-            self.held_out,
-            self.config.evaluation.samples,
-            max_completion_length=self.config.max_completion_length,
-            seed=self._seed("evaluation"),
-            step=step,
-        )
+        with self.clock("evaluation"):
+            passed = evaluate(
+                self.policy,
+                self.rewards,
+                self.held_out,
+                self.config.evaluation,
+                max_completion_length=self.config.max_completion_length,
+                seed=self._seed("evaluation"),
+                step=step,
+            ).passed
         self.evaluations.append(passed)
-        self.console.note(f"step {step:>4}  held-out pass@1 {passed.pass_1:.3f} ± {passed.stderr:.3f}")
-        return passed.metrics()
+        self.console.note(f"step {step:>4}  held-out pass@1 {passed.estimates['pass@1']}")
+        return passed.metrics() | {"time/evaluation": self.clock.seconds["evaluation"]}
 
     def _step(self, step: int) -> None:
-        config, started, version = self.config, perf_counter(), self.learner.updates
+        config, version = self.config, self.learner.updates
+        self.clock.begin()
         sampled = collect(
             self.policy,
             reference=self.learner.reference,
@@ -223,19 +227,22 @@ class Trainer:
             config=config,
             rng=self.rng,
             generator=self.generator,
+            clock=self.clock,
         )
-        metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled)
+        metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled, self.clock)
         self.controllers = self.learner.state()
         self.run.rollouts(sampled.records(step, version, config.logged_groups))
         self.steps, self.completions = step, self.completions + len(sampled.completions)
         self.used += int(sampled.processed.keep.sum())
-        self.tokens += sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
+        tokens = sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
+        self.tokens += tokens
         metrics["num_tokens"] = self.tokens
         metrics |= progress(self.task, self.rng)
-        metrics["step_time"] = perf_counter() - started
+        metrics |= self.clock.metrics(tokens)
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             metrics |= self._evaluate(step)
         self.run.metrics(metrics)
+        self.console.table(metrics)
         self.console.progress(self.recipe.name, step, config.steps, line(metrics))
 
     def _close(self, status: str) -> Summary:
@@ -258,8 +265,7 @@ class Trainer:
         return summary
 
     def _random(self, purpose: str) -> Random:
-        """A stream of its own for each purpose, so that a change to one leaves the others as they were."""
-        return Random(f"{self.config.seed} {purpose}")
+        return stream(self.config, purpose)
 
     def _seed(self, purpose: str) -> int:
         return self._random(purpose).getrandbits(63)

@@ -82,7 +82,10 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "lift": self.lift}
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("before", "after"):
+            told[name] = told[name].to_dict() if told[name] else None
+        return {"schema_version": SCHEMA_VERSION, **told, "lift": self.lift}
 
 
 def default_name(config: TrainConfig) -> str:
@@ -128,6 +131,20 @@ class RunDirectory:
         """Writes the configuration."""
         _whole(self.path / "config.toml", lambda to: to.write_text(config.to_toml(), encoding="utf-8"))
 
+    def configuration(self) -> TrainConfig:
+        """What the run was configured with.
+
+        Raises
+        ------
+        FileError
+            `no_run`, `file_unreadable`.
+        """
+        from .config import TrainConfig
+
+        if not (self.path / "config.toml").is_file():
+            raise error("no_run", path=self.path)
+        return TrainConfig.from_file(self.path / "config.toml")
+
     @property
     def reference(self) -> Path:
         """Where the reference policy's weights are, which never change."""
@@ -143,7 +160,23 @@ class RunDirectory:
         """
         if not (self.path / "config.toml").is_file():
             raise error("not_a_run", path=self.path)
-        return max(self._snapshots().glob("step-*"), default=None)
+        return max(self.snapshots().glob("step-*"), default=None)
+
+    def steps(self) -> int:
+        """How many steps are behind the checkpoint.
+
+        Raises
+        ------
+        FileError
+            `file_unreadable`.
+        """
+        path = self.path / "summary.json"
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
+        except OSError as problem:
+            raise error("file_unreadable", path=path, reason=problem.strerror or problem) from None
+        except (ValueError, KeyError, TypeError) as problem:
+            raise error("file_unreadable", path=path, reason=f"it is no summary of a run ({problem!r})") from None
 
     def finished_steps(self) -> int:
         """How many steps the run had when it last came to its end; -1 if it never did."""
@@ -153,7 +186,7 @@ class RunDirectory:
 
     def snapshot(self, step: int, write: Callable[[Path], object], *, keep_last: int) -> None:
         """Adds the snapshot of a step, and removes the oldest ones."""
-        place = self._snapshots()
+        place = self.snapshots()
         place.mkdir(exist_ok=True)
         self.write(place / f"step-{step:08}", write)
         for old in sorted(place.glob("step-*"))[:-keep_last]:
@@ -182,7 +215,8 @@ class RunDirectory:
             if (self.path / name).exists():
                 os.truncate(self.path / name, sizes.get(name, 0))
 
-    def _snapshots(self) -> Path:
+    def snapshots(self) -> Path:
+        """Where the snapshots are."""
         return self.path / "snapshots"
 
     def metrics(self, row: Mapping[str, float]) -> None:

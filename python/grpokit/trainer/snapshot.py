@@ -10,7 +10,6 @@ will be written again, as they were.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pickle import UnpicklingError
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 SCHEMA_VERSION = 1
-_DAMAGE = (SafetensorError, UnpicklingError, EOFError)
+DAMAGE = (SafetensorError, UnpicklingError, EOFError)
 COUNTERS = ("steps", "completions", "used", "tokens", "warm_start_seconds")
 
 
@@ -53,7 +52,7 @@ def save(trainer: Trainer) -> None:
         "seconds": trainer.seconds,
         "updates": learner.updates,
         "controllers": learner.state(),
-        "evaluations": [dataclasses.asdict(passed) for passed in trainer.evaluations],
+        "evaluations": [passed.to_dict() for passed in trainer.evaluations],
         "prompts": trainer.rng.getstate(),
         "random": random.getstate(),
         "numpy": json.loads(json.dumps(numbers, default=lambda array: array.tolist())),
@@ -95,8 +94,8 @@ def load(trainer: Trainer, directory: Path) -> None:
         if state["schema_version"] != SCHEMA_VERSION:
             reason = f"its schema_version is {state['schema_version']}, and this is {SCHEMA_VERSION}"
             raise error("file_unreadable", path=directory, reason=reason)
-        weights, tensors = load_file(directory / "weights.safetensors"), torch.load(directory / "state.pt")
-        _put(trainer.policy, weights)
+        tensors = torch.load(directory / "state.pt")
+        load_weights(trainer.policy, directory)
         learner = trainer.learner = Learner(trainer.policy, trainer.recipe, trainer.config)
         if learner.reference is not None:
             _put(learner.reference, load_file(trainer.run.reference))
@@ -107,7 +106,7 @@ def load(trainer: Trainer, directory: Path) -> None:
         for name in COUNTERS:
             setattr(trainer, name, state[name])
         trainer.earlier = state["seconds"]
-        trainer.evaluations = [Passed(**passed) for passed in state["evaluations"]]
+        trainer.evaluations = [Passed.from_dict(passed) for passed in state["evaluations"]]
         trainer.rng.setstate(_python(state["prompts"]))
         random.setstate(_python(state["random"]))
         numbers = state["numpy"]
@@ -123,8 +122,19 @@ def load(trainer: Trainer, directory: Path) -> None:
         trainer.run.cut(state["files"])
     except GrpokitError:
         raise
-    except (*_DAMAGE, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
+    except (*DAMAGE, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
         raise error("file_unreadable", path=directory, reason=repr(problem)) from problem
+
+
+def load_weights(policy: Policy, directory: Path) -> None:
+    """Gives a policy that is built the weights of a snapshot, and takes nothing else from it.
+
+    Raises
+    ------
+    KeyError, RuntimeError, OSError, SafetensorError
+        The file is damaged, or that of another model.
+    """
+    _put(policy, load_file(directory / "weights.safetensors"))
 
 
 def _learned(policy: Policy) -> dict[str, torch.Tensor]:
