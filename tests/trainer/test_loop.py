@@ -14,7 +14,7 @@ from grpokit.trainer.tasks import is_held_out
 
 from .conftest import parameters_of
 
-FILES = ["checkpoint", "config.toml", "metrics.jsonl", "rollouts.jsonl", "snapshots", "summary.json"]
+FILES = ["checkpoint", "completions", "config.toml", "metrics.jsonl", "rollouts.jsonl", "snapshots", "summary.json"]
 
 
 def lines(path):

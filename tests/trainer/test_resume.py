@@ -36,7 +36,9 @@ def told(run):
     summary = json.loads((run / "summary.json").read_text())
     summary = {k: v for k, v in summary.items() if not clock(k)}
     weights = (run / "checkpoint" / "model.safetensors").read_bytes()
-    return metrics, (run / "rollouts.jsonl").read_bytes(), weights, summary
+    completions = {path.name: path.read_bytes() for path in (run / "completions").iterdir()}
+    assert list(completions), "there are none, and nothing is compared"
+    return metrics, (run / "rollouts.jsonl").read_bytes(), completions, weights, summary
 
 
 def command(*words):

@@ -91,6 +91,11 @@ class Sampled:
             **{f"sampling/{name}": value for name, value in found.items() if name.startswith("dropped/")},
         }
 
+    def rows(self, step: int, version: int) -> Iterator[dict[str, Any]]:
+        """All records, with what the recipe's stages read besides: `grpokit filter` decides on them as the run did."""
+        for row, record in enumerate(self.records(step, version)):
+            yield record | {name: values[row] for name, values in self.read.items()}
+
     def records(self, step: int, version: int, groups: int | None = None) -> Iterator[dict[str, Any]]:
         """The rows of the first `groups` groups, or all, under grpokit's column names.
 

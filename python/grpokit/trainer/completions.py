@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def parquet_is_there() -> bool:
-    """Whether pyarrow is installed."""
-    return find_spec("pyarrow") is not None
-
-
 def check_format(path: Path) -> None:
     """Refuses a file that could not be written in the end.
 
@@ -26,7 +21,7 @@ def check_format(path: Path) -> None:
     InputError
         `missing_extra`: Parquet without pyarrow.
     """
-    if path.suffix == ".parquet" and not parquet_is_there():
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise error("missing_extra", what=f"a Parquet file, {path},", package="pyarrow", extra="io")
 
 

@@ -24,7 +24,17 @@ from grpokit.parameters import check_choice
 from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
-from .config_tables import EntropyControl, Evaluation, KLControl, LoRA, LRControl, Snapshots, TinyModel, WarmStart
+from .config_tables import (
+    EntropyControl,
+    Evaluation,
+    KLControl,
+    Logging,
+    LoRA,
+    LRControl,
+    Snapshots,
+    TinyModel,
+    WarmStart,
+)
 from .config_tasks import IN_PYTHON, RewardConfig, TaskConfig
 from .fields import above as _above
 from .fields import at_least as _at_least
@@ -104,6 +114,8 @@ class TrainConfig:
         Held-out pass@k and maj@k.
     snapshots : Snapshots
         What the run goes on from.
+    logging : Logging
+        What is written down and shown beside the metrics.
 
     Raises
     ------
@@ -145,6 +157,7 @@ class TrainConfig:
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
     snapshots: Snapshots = field(default_factory=Snapshots)
+    logging: Logging = field(default_factory=Logging)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -219,7 +232,8 @@ class TrainConfig:
         defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         # None is left out, since TOML has no word for it; it is the default wherever it is allowed.
         given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
-        resolved = dataclasses.replace(self, recipe_parameters=given, task=self.task.resolve())
+        task, logging = self.task.resolve(), self.logging.resolve()
+        resolved = dataclasses.replace(self, recipe_parameters=given, task=task, logging=logging)
         if self.warm_start.steps < 0:
             warm_start = dataclasses.replace(self.warm_start, steps=0 if self.model else WARM_START_STEPS)
             resolved = dataclasses.replace(resolved, warm_start=warm_start)

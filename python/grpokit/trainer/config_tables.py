@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from grpokit.errors import error
 from grpokit.parameters import check_choice
@@ -140,6 +142,39 @@ class Snapshots:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logging:
+    """What a run writes down and shows beside its metrics; it decides no number, and may differ when a run is resumed.
+
+    Parameters
+    ----------
+    completions : int
+        Steps between files with all of a step's completions, ``completions/step-*.parquet``; 0 writes none. -1 is 1
+        where pyarrow is installed, and else 0.
+    samples : int
+        Completions that are shown at each evaluation; 0 shows none.
+    """
+
+    completions: int = at_least(-1, -1)
+    samples: int = at_least(0, 2)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def resolve(self) -> Logging:
+        """The same with -1 written out.
+
+        Raises
+        ------
+        InputError
+            `missing_extra`: Parquet without pyarrow.
+        """
+        there = find_spec("pyarrow") is not None
+        if self.completions > 0 and not there:
+            raise error("missing_extra", what="logging.completions", package="pyarrow", extra="io")
+        return self if self.completions >= 0 else dataclasses.replace(self, completions=int(there))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,10 +175,12 @@ def show(summary: Summary, stream: TextIO) -> None:
     if stream.isatty():
         from rich.console import Console as Terminal
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(*heads)
+        # Numbers stay whole where it is narrow, and heads are broken.
+        table = Table(*heads, box=None, padding=(0, 2, 0, 0))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(row[0], *(Text(cell, no_wrap=True) for cell in row[1:]))
         Terminal(file=stream).print(table)
     else:
         for row in (heads, *rows):

@@ -20,7 +20,7 @@ from .built_in import make_task
 from .clock import Clock
 from .collect import collect
 from .config import TrainConfig, stream
-from .console import Console, console_for, line
+from .console import Console, console_for, line, samples
 from .evaluate import Passed, evaluate
 from .learn import Learner
 from .models import load
@@ -157,7 +157,7 @@ class Trainer:
         """The snapshot to go on from, if the run is this one."""
         found = self.run.last_snapshot()
         former = TrainConfig.from_file(self.run.path / "config.toml")
-        differences = former.differences(self.config)
+        differences = {k: v for k, v in former.differences(self.config).items() if not k.startswith("logging.")}
         steps = differences.pop("steps", (former.steps, former.steps))
         if differences or steps[1] < steps[0]:
             told = differences or {"steps": steps}
@@ -232,6 +232,8 @@ class Trainer:
         metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled, self.clock)
         self.controllers = self.learner.state()
         self.run.rollouts(sampled.records(step, version, config.logged_groups))
+        if config.logging.completions and step % config.logging.completions == 0:
+            self.run.completions(step, sampled.rows(step, version))
         self.steps, self.completions = step, self.completions + len(sampled.completions)
         self.used += int(sampled.processed.keep.sum())
         tokens = sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
@@ -241,6 +243,7 @@ class Trainer:
         metrics |= self.clock.metrics(tokens)
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             metrics |= self._evaluate(step)
+            self.console.samples(samples(sampled.records(step, version), config.logging.samples))
         self.run.metrics(metrics)
         self.console.table(metrics)
         self.console.progress(self.recipe.name, step, config.steps, line(metrics))

@@ -3,6 +3,7 @@
 config.toml      everything resolved; reproduces the run
 metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
 rollouts.jsonl   some groups of each step, under grpokit's column names
+completions/     all rows of a step as Parquet, under the same names, where pyarrow is installed
 checkpoint/      model and tokenizer as `transformers` saves them; controllers.json where a coefficient is steered
 snapshots/       what the run goes on from, where it was stopped; reference.safetensors: the reference policy
 summary.json     how it ended
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpokit.errors import error
+
+from .completions import write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -209,11 +212,15 @@ class RunDirectory:
         """How long the files are that grow with the steps."""
         return {name: (self.path / name).stat().st_size for name in GROWING if (self.path / name).exists()}
 
-    def cut(self, sizes: Mapping[str, int]) -> None:
-        """Takes away what was added to them since they had these sizes."""
+    def cut(self, sizes: Mapping[str, int], step: int = 0) -> None:
+        """Takes away what was added to them since they had these sizes, and the completions of later steps."""
         for name in GROWING:
             if (self.path / name).exists():
                 os.truncate(self.path / name, sizes.get(name, 0))
+        for path in (self.path / "completions").glob("*.parquet"):
+            # What was begun has a name of its own.
+            if path.name > self._completions(step).name or path.name.startswith("."):
+                path.unlink()
 
     def snapshots(self) -> Path:
         """Where the snapshots are."""
@@ -226,6 +233,21 @@ class RunDirectory:
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows of rollouts."""
         self._append("rollouts.jsonl", rows)
+
+    def completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes all rows of a step.
+
+        Raises
+        ------
+        FileError
+            `file_unwritable`.
+        """
+        path = self._completions(step)
+        path.parent.mkdir(exist_ok=True)
+        self.write(path, lambda to: write_rows(to, rows, parquet=True))
+
+    def _completions(self, step: int) -> Path:
+        return self.path / "completions" / f"step-{step:08}.parquet"
 
     def checkpoint(self, policy: Policy, controllers: Mapping[str, Mapping[str, float]] | None = None) -> None:
         """Writes the current weights, the tokenizer and the controllers' states, in place of the former ones."""

@@ -119,7 +119,7 @@ def load(trainer: Trainer, directory: Path) -> None:
                 raise error("resume_differs", path=trainer.run.path, differences=text)
             trainer.task.restore(trainer.rng, state["task"])
         trainer.controllers = learner.state()
-        trainer.run.cut(state["files"])
+        trainer.run.cut(state["files"], state["steps"])
     except GrpokitError:
         raise
     except (*DAMAGE, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
