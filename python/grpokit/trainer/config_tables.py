@@ -10,6 +10,7 @@ from grpokit.errors import error
 from grpokit.parameters import check_choice
 
 from .fields import above, at_least, check
+from .sinks import SINKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +156,23 @@ class Logging:
         where pyarrow is installed, and else 0.
     samples : int
         Completions that are shown at each evaluation; 0 shows none.
+    sinks : tuple of str
+        Where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", each from the extra of that name.
+    project : str
+        What trackio and wandb file the run under.
     """
 
     completions: int = at_least(-1, -1)
     samples: int = at_least(0, 2)
+    sinks: tuple[str, ...] = ()
+    project: str = "grpokit"
 
     def __post_init__(self) -> None:
         check(self)
+        for name in self.sinks:
+            if name not in SINKS:
+                expected = f"some of {', '.join(SINKS)}"
+                raise error("bad_parameter", owner="Logging", name="sinks", given=name, expected=expected)
 
     def resolve(self) -> Logging:
         """The same with -1 written out.

@@ -26,6 +26,7 @@ from .learn import Learner
 from .models import load
 from .rewards import Given, Rewards, functions_of
 from .run import RunDirectory, Summary, default_name, uninterrupted
+from .sinks import Sinks
 from .tasks import Task, draw, progress
 from .warmstart import warm_start
 
@@ -91,6 +92,7 @@ class Trainer:
         self.config = config.with_given(task, None if reward is None else functions)
         self.recipe, self.overwrite = self.config.make_recipe(), overwrite
         self.console = console_for(sys.stderr) if console is None else console
+        self.sinks = Sinks(self.config.logging.sinks, self.console.note)
         self.rewards = Rewards(self.task, functions, self.config.rewards, self.console.note)
         self.run = RunDirectory(directory or Path("runs") / default_name(self.config))
         self.taken_up = self._take_up() if resume else None
@@ -116,15 +118,16 @@ class Trainer:
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
-        with self.rewards:
+        with self.rewards, self.sinks:
             self._start()
             if self.resume:
                 self._go_on()
+            self.sinks.open(self.run.path, self.config, self.steps)
             status = "failed"
             try:
                 if self.taken_up is None:
                     self._warm_start()
-                    self.run.metrics({"step": 0} | self._evaluate(0))
+                    self._tell({"step": 0} | self._evaluate(0))
                     self._snapshot(0)
                 for step in range(self.steps + 1, self.config.steps + 1):
                     self._step(step)
@@ -244,9 +247,13 @@ class Trainer:
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             metrics |= self._evaluate(step)
             self.console.samples(samples(sampled.records(step, version), config.logging.samples))
-        self.run.metrics(metrics)
-        self.console.table(metrics)
+        self._tell(metrics)
         self.console.progress(self.recipe.name, step, config.steps, line(metrics))
+
+    def _tell(self, metrics: dict[str, float]) -> None:
+        self.run.metrics(metrics)
+        self.sinks.metrics(metrics)
+        self.console.table(metrics)
 
     def _close(self, status: str) -> Summary:
         self.console.close()
