@@ -97,6 +97,20 @@ def test_every_row_of_rollouts_is_there_as_it_is(train):
     ]  # fmt: skip
 
 
+def test_lengths_by_trls_names(train):
+    """Of all completions, and of those that ended by themselves; of none of them TRL says 0."""
+    run = train(steps=4)
+    by_step = {row["step"]: row for row in lines(run / "metrics.jsonl")[1:]}
+    table = rows_of(run)
+    assert {row["finish"] for row in table} == {"stop", "length"}
+    for step, metrics in by_step.items():
+        rows = [row for row in table if row["step"] == step]
+        for part, chosen in (("", rows), ("terminated_", [row for row in rows if row["finish"] == "stop"])):
+            lengths = [row["response_len"] for row in chosen] or [0]
+            for name, value in (("mean", np.mean(lengths)), ("min", min(lengths)), ("max", max(lengths))):
+                assert metrics[f"completions/{name}_{part}length"] == pytest.approx(value)
+
+
 def test_how_often(train):
     assert sorted(path.name for path in (train("b", logging=Logging(completions=2)) / "completions").iterdir()) == [
         "step-00000002.parquet"
