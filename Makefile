@@ -55,7 +55,7 @@ test-python: setup
 	$(BIN)/python -m mypy.stubtest grpokit._native
 	$(BIN)/python -m pytest -q
 
-test-slow: setup test-peers .triton36/.installed
+test-slow: setup test-peers .triton36/.installed .sinks/.installed
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/rows
 	$(BIN)/python -m pytest -q -m slow
 
@@ -69,6 +69,11 @@ test-peers: .peers/.installed
 	@rm -rf .peers
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .peers --no-deps -r requirements-peers.txt
 	@touch .peers/.installed
+
+.sinks/.installed: requirements-sinks.txt .venv/.project
+	@rm -rf .sinks
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .sinks --no-deps -r requirements-sinks.txt
+	@touch .sinks/.installed
 
 .triton36/.installed: requirements-triton36.txt .venv/.project
 	@rm -rf .triton36
@@ -119,4 +124,4 @@ format: setup
 	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .peers .triton36 .carried .fuzz fuzz/target target dist python/grpokit/_native*.so
+	rm -rf .venv .peers .triton36 .sinks .carried .fuzz fuzz/target target dist python/grpokit/_native*.so

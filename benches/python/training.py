@@ -17,6 +17,12 @@ class Silent:
     def progress(self, phase, done, total, text):
         pass
 
+    def table(self, metrics):
+        pass
+
+    def samples(self, rows):
+        pass
+
     def close(self):
         pass
 

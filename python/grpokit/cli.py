@@ -1,35 +1,27 @@
-"""The command line: `grpokit train`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
+"""The command line: `grpokit train`, `eval`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
 
 Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
-1 it ran and found something, 2 wrong use or unreadable input, 130 interrupted. Nothing here imports NumPy or torch
-before a verb runs, so that help is instant.
+1 it ran and found something, 2 wrong use or unreadable input, 130 interrupted (143 by SIGTERM). Nothing here imports
+NumPy or torch before a verb runs, so that help is instant.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 from .cli_conform import add_verb
+from .cli_eval import add_eval
 from .cli_files import add_verbs, filter_
 from .errors import GrpokitError, error
+from .offline import quieten
 from .output import drop_output, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-# Set before transformers is imported: nothing is fetched, nothing is reported, and its progress bars are noise here.
-_QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GrpokitError as problem:
         print(f"grpokit: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as problem:
         print("grpokit: interrupted", file=sys.stderr)
-        return 130
+        return 128 + int(getattr(problem, "signal", signal.SIGINT))
     except BrokenPipeError:
         # Whoever reads has seen enough; nothing more can be said.
         drop_output()
@@ -94,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the result as one JSON object")
     train.set_defaults(run=_train)
 
+    add_eval(verbs)
     add_verbs(verbs)
     add_verb(verbs)
 
@@ -127,8 +120,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(typed: argparse.Namespace) -> None:
-    offline = "HF_HUB_OFFLINE" in os.environ
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     from pathlib import Path
 
     from .trainer import TrainConfig
@@ -143,9 +134,7 @@ def _train(typed: argparse.Namespace) -> None:
             raise error("not_a_run", path=typed.resume)
     config = TrainConfig.from_file(source) if source else TrainConfig()
     config = config.with_settings(typed.settings).resolve()
-    if config.model and not Path(config.model).exists() and not offline:
-        # A name on a hub. Nothing that reads this is imported yet.
-        del os.environ["HF_HUB_OFFLINE"]
+    quieten(config.model)
     if typed.dry_run:
         from .trainer.models import memory
 

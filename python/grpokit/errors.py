@@ -513,7 +513,7 @@ KINDS: dict[str, Kind] = {
     "given_in_python": Kind(
         InputError,
         "the {what} {name!r} was given in Python, and the configuration has only its name. Give it again: "
-        "Trainer(config, {argument}=...).",
+        "Trainer(config, {argument}=...), or to evaluate evaluate_run(directory, {argument}=...).",
     ),
     # asynchronous training
     "ledger_ticket": Kind(
@@ -636,6 +636,10 @@ KINDS: dict[str, Kind] = {
         InputError,
         "{what} cannot be given to the rollout process of async_level={level}: {why}. Define it in a module that can "
         "be imported, at its top level, or set async_level=0.",
+    ),
+    "no_run": Kind(
+        FileError,
+        "{path} is not the directory of a run: it has no config.toml. Give one that `grpokit train` has written.",
     ),
     "not_a_run": Kind(
         FileError,

@@ -84,7 +84,7 @@ def test_no_level_exceeds_its_bound(config, train, tmp_path, level):
         updates.append(updates[-1] + row["updates"])
     for step, row in enumerate(rows):
         if row["updates"]:
-            assert row["staleness/max"] == updates[step] - updates[max(0, step - level)]
+            assert row["staleness/max"] == updates[step + 1] - 1 - updates[max(0, step - level)]
     logged = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
     assert {(row["step"], row["version_min"]) for row in logged} == {
         (step, updates[max(0, step - 1 - level)]) for step in range(1, 7)

@@ -13,7 +13,7 @@ from grpokit.trainer.tasks import is_held_out
 
 from .conftest import generated, parameters_of
 
-FILES = ["checkpoint", "config.toml", "metrics.jsonl", "rollouts.jsonl", "snapshots", "summary.json"]
+FILES = ["checkpoint", "completions", "config.toml", "metrics.jsonl", "rollouts.jsonl", "snapshots", "summary.json"]
 
 
 def lines(path):
@@ -21,7 +21,9 @@ def lines(path):
 
 
 def numbers(directory):
-    return [{k: v for k, v in row.items() if k != "step_time"} for row in lines(directory / "metrics.jsonl")]
+    """The metrics, but for what a clock says."""
+    rows = lines(directory / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "step_time", "tokens_per"))} for row in rows]
 
 
 @pytest.fixture
@@ -48,11 +50,23 @@ def test_what_a_run_leaves_behind(train, config, task, tmp_path):
         "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio",
         "entropy", "clip_ratio/region_mean", "grad_norm", "learning_rate", "step_time", "num_tokens",
         "sampling/kept_share", "sampling/sampling_logp_difference/mean", "mismatch/kl_k3", "mismatch/ess_sequence",
-        "mismatch/ess_current",
+        "mismatch/ess_current", "staleness/mean", "staleness/max", "tokens_per_second",
+        # What TRL 1.16.0 calls so.
+        "completions/min_length", "completions/max_length", "completions/mean_terminated_length",
+        "completions/min_terminated_length", "completions/max_terminated_length", "clip_ratio/low_mean",
+        "clip_ratio/low_min", "clip_ratio/high_mean", "clip_ratio/high_max",
+        "sampling/sampling_logp_difference/max", "sampling/importance_sampling_ratio/min",
+        "sampling/importance_sampling_ratio/mean", "sampling/importance_sampling_ratio/max",
     }  # fmt: skip
     assert all(names <= row.keys() for row in metrics[1:])
     # Sampler and trainer are one program: they differ by rounding.
     assert all(row["mismatch/ess_sequence"] > 1 - 1e-9 and row["mismatch/kl_k3"] < 1e-9 for row in metrics[1:])
+
+    # Two updates of a step see rows that none and that one update has passed since.
+    assert {(row["staleness/mean"], row["staleness/max"]) for row in metrics[1:]} == {(0.5, 1.0)}
+    assert all(0 <= row["clip_ratio/low_min"] <= row["clip_ratio/low_mean"] for row in metrics[1:])
+    assert all(row["clip_ratio/high_mean"] <= row["clip_ratio/high_max"] <= 1 for row in metrics[1:])
+    assert all(abs(row["sampling/importance_sampling_ratio/max"] - 1) < 1e-4 for row in metrics[1:])
 
     rollouts = lines(directory / "rollouts.jsonl")
     assert len(rollouts) == config.steps * config.logged_groups * config.num_generations

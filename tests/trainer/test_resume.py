@@ -22,17 +22,23 @@ SMALL = [
     "recipe=grpo", "steps=40", "snapshots.every=3",
 ]  # fmt: skip
 # What a clock says, and where the run is.
-CLOCKS = {"step_time", "warm_start_seconds", "total_seconds", "directory"}
+CLOCKS = {"step_time", "tokens_per_second", "warm_start_seconds", "total_seconds", "directory"}
+
+
+def clock(name):
+    return name in CLOCKS or name.startswith("time/")
 
 
 def told(run):
     """All that a run leaves behind, but for what a clock says."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    metrics = [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+    metrics = [{k: v for k, v in json.loads(line).items() if not clock(k)} for line in lines]
     summary = json.loads((run / "summary.json").read_text())
-    summary = {k: v for k, v in summary.items() if k not in CLOCKS}
+    summary = {k: v for k, v in summary.items() if not clock(k)}
     weights = (run / "checkpoint" / "model.safetensors").read_bytes()
-    return metrics, (run / "rollouts.jsonl").read_bytes(), weights, summary
+    completions = {path.name: path.read_bytes() for path in (run / "completions").iterdir()}
+    assert list(completions), "there are none, and nothing is compared"
+    return metrics, (run / "rollouts.jsonl").read_bytes(), completions, weights, summary
 
 
 def command(*words):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from .clock import Clock
     from .collect import Sampled
     from .config import TrainConfig
     from .learn import Learner
@@ -134,6 +135,8 @@ class Ahead:
         The reward functions.
     run : RunDirectory
         Where weights are handed over.
+    clock : Clock
+        Counts what the trainer waits, as what sampling takes.
     note : callable
         Where the process's words go.
     """
@@ -144,9 +147,11 @@ class Ahead:
         task: bytes | None,
         functions: list[RewardFunction],
         run: RunDirectory,
+        *,
+        clock: Clock,
         note: Callable[[str], None],
     ) -> None:
-        self.run, self.note, self.steps = run, note, config.steps
+        self.run, self.clock, self.note, self.steps = run, clock, note, config.steps
         self.weights = run.path / "handover"
         self.setup = Setup(config, task, functions, self.weights, run.reference, None)
         self.ledger = gk.StalenessLedger(1, config.async_level)
@@ -163,9 +168,10 @@ class Ahead:
         StateError
             `rollout_process_died`: again and again. Whatever sampling raises is raised here.
         """
-        self._begin()
-        self._hand_over(learner, done)
-        gathered, state = self._hear("sampled")
+        with self.clock("generate"):
+            self._begin()
+            self._hand_over(learner, done)
+            gathered, state = self._hear("sampled")
         ticket, order = self.orders.popleft()
         # The ledger refuses what is older than the level allows.
         self.ledger.complete(ticket, versions=[order.trained])

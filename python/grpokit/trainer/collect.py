@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from random import Random
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import grpokit as gk
 
+from .clock import Clock
+from .config import TrainConfig, stream
 from .policy import Completion
 from .rewards import Scored
 from .score_norms import score_norms
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .config import TrainConfig
     from .engine import Engine
     from .policy import Policy
     from .rewards import Rewards
@@ -56,6 +56,8 @@ class Sampled:
         What each reward function said of each row, where there are functions.
     kl : float
         The mean of log π_old − log π_ref over the kept rows' tokens, where the recipe has KL in the reward; else NaN.
+    read : dict, optional
+        What else the recipe's stages read of each row, by grpokit's names.
     """
 
     items: list[Item]
@@ -66,12 +68,19 @@ class Sampled:
     measured: dict[str, float]
     parts: list[dict[str, float | None]] | None = None
     kl: float = float("nan")
+    read: dict[str, list[Any]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """What the step sampled, by TRL's names where TRL has one."""
         found = self.processed.metrics()
-        names = ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio")
+        names = ("reward", "reward_std", "frac_reward_zero_std")
+        lengths = {name: value for name, value in found.items() if name.startswith("completions/")}
+        ended = [len(c.token_ids) for c in self.completions if c.finish == "stop"] or [0]
         return {name: found[name] for name in names} | {
+            **lengths,
+            "completions/mean_terminated_length": float(np.mean(ended)),
+            "completions/min_terminated_length": float(min(ended)),
+            "completions/max_terminated_length": float(max(ended)),
             "sampling/completions": found["rows"],
             "sampling/used": float(self.processed.counts["kept"]),
             "sampling/kept_share": found["kept_share"],
@@ -80,13 +89,19 @@ class Sampled:
             **{f"sampling/{name}": value for name, value in found.items() if name.startswith("dropped/")},
         }
 
-    def records(self, step: int, groups: int) -> Iterator[dict[str, Any]]:
-        """The rows of the first `groups` groups under grpokit's column names, for ``rollouts.jsonl``.
+    def rows(self, step: int) -> Iterator[dict[str, Any]]:
+        """All records, with what the recipe's stages read besides: `grpokit filter` decides on them as the run did."""
+        for row, record in enumerate(self.records(step)):
+            yield record | {name: values[row] for name, values in self.read.items()}
+
+    def records(self, step: int, groups: int | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of the first `groups` groups, or all, under grpokit's column names.
 
         An advantage is a list where it is one a token.
         """
         per_token, shown = self.processed.token_advantages, any(c.off_policy for c in self.completions)
-        for row in np.flatnonzero(self.group_id < groups).tolist():
+        rows = self.group_id >= 0 if groups is None else self.group_id < groups
+        for row in np.flatnonzero(rows).tolist():
             item, completion = self.items[row], self.completions[row]
             shaped = float(self.processed.shaped_rewards[row])
             answer = {"answer": item["answer"]} if "answer" in item else {}
@@ -153,7 +168,7 @@ class Gathered:
     groups: list[list[Row]]
     version: int
     need: int
-    measured: dict[str, float] = dataclasses.field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
     scored_by_functions: bool = False
 
     @property
@@ -191,6 +206,7 @@ class Gathered:
             measured=self.measured,
             parts=[row.scored.parts for row in rows] if self.scored_by_functions else None,
             kl=_kl(rows, processed.keep),
+            read={name: [row.more[name] for row in rows] for name in rows[0].more},
         )
 
 
@@ -225,9 +241,9 @@ class Collector:
     ) -> None:
         self.policy, self.engine, self.task, self.rewards, self.config = policy, engine, task, rewards, config
         self.reference = reference
-        # A stream of its own for each purpose, so that a change to one leaves the other as it was.
-        self.rng, self.seeds = Random(f"{config.seed} prompts"), Random(f"{config.seed} sampling")
+        self.rng, self.seeds = stream(config, "prompts"), stream(config, "sampling")
         self.waiting: list[list[Row]] = []
+        self.clock = Clock()
 
     def collect(self, recipe: gk.Recipe) -> Gathered:
         """Samples until `prompts_per_step` groups have a row that the recipe keeps, in `max_rounds` rounds at most.
@@ -297,11 +313,13 @@ class Collector:
             more["baseline_reward"] = [s.reward for s in self._answer(drawn, 0.0)[1] for _ in range(size)]
         for name, who in (("logp_old", self.policy), ("logp_ref", self.reference)):
             if recipe.rows_read(name):
-                more[name] = _logps(who or self.policy, answered, config)
+                with self.clock("logps"):
+                    more[name] = _logps(who or self.policy, answered, config)
         if recipe.rows_read("logp_rollout"):
             more["logp_rollout"] = [c.logps for c in answered]
         if recipe.rows_read("score_norm"):
-            more["score_norm"] = score_norms(self.policy, answered, config.temperature)
+            with self.clock("logps"):
+                more["score_norm"] = score_norms(self.policy, answered, config.temperature)
         if recipe.rows_read("reward_parts"):
             more["reward_parts"] = [s.parts for s in scores]
         rows = [
@@ -312,8 +330,12 @@ class Collector:
 
     def _answer(self, asked: list[Item], temperature: float) -> tuple[list[Completion], list[Scored]]:
         how, turns = self.config.how(temperature), self.config.max_turns
-        answered = answers(self.engine, self.policy, self.task, asked, sampling=how, max_turns=turns, seeds=self.seeds)
-        return answered, self.rewards(asked, [c.text for c in answered])
+        with self.clock("generate"):
+            answered = answers(
+                self.engine, self.policy, self.task, asked, sampling=how, max_turns=turns, seeds=self.seeds
+            )
+        with self.clock("reward"):
+            return answered, self.rewards(asked, [c.text for c in answered])
 
 
 def generator_state(state: Any) -> Any:

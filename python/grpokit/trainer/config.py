@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpokit as gk
@@ -27,6 +28,7 @@ from .config_tables import (
     EntropyControl,
     Evaluation,
     KLControl,
+    Logging,
     LoRA,
     LRControl,
     SamplingConfig,
@@ -130,9 +132,11 @@ class TrainConfig:
     warm_start : WarmStart
         Supervised learning before.
     evaluation : Evaluation
-        Held-out pass@1.
+        Held-out pass@k and maj@k.
     snapshots : Snapshots
         What the run goes on from.
+    logging : Logging
+        What is written down and shown beside the metrics.
 
     Raises
     ------
@@ -181,6 +185,7 @@ class TrainConfig:
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
     snapshots: Snapshots = field(default_factory=Snapshots)
+    logging: Logging = field(default_factory=Logging)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -255,7 +260,8 @@ class TrainConfig:
         defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         # None is left out, since TOML has no word for it; it is the default wherever it is allowed.
         given = {name: value for name, value in (defaults | self.recipe_parameters).items() if value is not None}
-        resolved = dataclasses.replace(self, recipe_parameters=given, task=self.task.resolve())
+        task, logging = self.task.resolve(), self.logging.resolve()
+        resolved = dataclasses.replace(self, recipe_parameters=given, task=task, logging=logging)
         if self.warm_start.steps < 0:
             warm_start = dataclasses.replace(self.warm_start, steps=0 if self.model else WARM_START_STEPS)
             resolved = dataclasses.replace(resolved, warm_start=warm_start)
@@ -331,7 +337,7 @@ class TrainConfig:
             "microbatches an update, at most": -(-update // max(1, self.microbatch_tokens // width)),
             "updates in all, at most": self.steps * self.num_iterations * self.updates_per_step,
             "completion tokens sampled in all, at most": self.steps * rows * self.max_rounds * width,
-            "completions an evaluation": self.evaluation.prompts * self.evaluation.samples,
+            "completions an evaluation": self.evaluation.prompts * (self.evaluation.samples + self.evaluation.greedy),
             "demonstrations of the warm start": self.warm_start.steps * self.warm_start.batch_size,
         }
 
@@ -347,6 +353,11 @@ class TrainConfig:
             if isinstance(table, dict):
                 lines += ["", f"[{name}]", *(f"{key} = {_write(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
+
+
+def stream(config: TrainConfig, purpose: str) -> Random:
+    """The generator of one purpose of a run: each has its own, and a change to one leaves the others as they were."""
+    return Random(f"{config.seed} {purpose}")
 
 
 def _build(cls: Any, data: Mapping[str, Any]) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from grpokit.errors import error
 from grpokit.parameters import check_choice
 
 from .fields import above, at_least, check
+from .sinks import SINKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +122,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Held-out pass@1: the share of sampled completions that score 1, at temperature 1.
+    """Held-out pass@k and maj@k of completions that score 1: what k sampled ones give, and the likeliest one.
 
     Parameters
     ----------
@@ -127,16 +130,34 @@ class Evaluation:
         Held-out prompts; a hash of the text keeps them out of training.
     samples : int
         Completions a prompt.
+    k : tuple of int
+        The k of pass@k and, where it is above 2, of maj@k, each `samples` at most; 1 and `samples` are always among
+        them. Empty: powers of two.
+    temperature : float
+        Of sampling.
+    greedy : bool
+        Whether each prompt is answered once more with the likeliest tokens.
     every : int
         Steps between evaluations; 0 evaluates before the first step and after the last one only.
     """
 
     prompts: int = at_least(2, 256)
     samples: int = at_least(1, 8)
+    k: tuple[int, ...] = ()
+    temperature: float = above(0, 1.0)
+    greedy: bool = True
     every: int = at_least(0, 20)
 
     def __post_init__(self) -> None:
         check(self)
+        if not all(1 <= k <= self.samples for k in self.k):
+            expected = f"from 1 to samples={self.samples}: pass@k needs k completions of each prompt"
+            raise error("bad_parameter", owner="Evaluation", name="k", given=list(self.k), expected=expected)
+
+    def drawn(self) -> list[int]:
+        """The k of pass@k, ascending."""
+        powers = [2**n for n in range(self.samples.bit_length())]
+        return sorted({1, self.samples, *(self.k or powers)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +177,49 @@ class Snapshots:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logging:
+    """What a run writes down and shows beside its metrics; it decides no number, and may differ when a run is resumed.
+
+    Parameters
+    ----------
+    completions : int
+        Steps between files with all of a step's completions, ``completions/step-*.parquet``; 0 writes none. -1 is 1
+        where pyarrow is installed, and else 0.
+    samples : int
+        Completions that are shown at each evaluation; 0 shows none.
+    sinks : tuple of str
+        Where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", each from the extra of that name.
+    project : str
+        What trackio and wandb file the run under.
+    """
+
+    completions: int = at_least(-1, -1)
+    samples: int = at_least(0, 2)
+    sinks: tuple[str, ...] = ()
+    project: str = "grpokit"
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in self.sinks:
+            if name not in SINKS:
+                expected = f"some of {', '.join(SINKS)}"
+                raise error("bad_parameter", owner="Logging", name="sinks", given=name, expected=expected)
+
+    def resolve(self) -> Logging:
+        """The same with -1 written out.
+
+        Raises
+        ------
+        InputError
+            `missing_extra`: Parquet without pyarrow.
+        """
+        there = find_spec("pyarrow") is not None
+        if self.completions > 0 and not there:
+            raise error("missing_extra", what="logging.completions", package="pyarrow", extra="io")
+        return self if self.completions >= 0 else dataclasses.replace(self, completions=int(there))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,33 @@
-"""What a run says while it runs, to stderr: a live line on a terminal, now and then a plain line elsewhere."""
+"""What a run says while it runs, to stderr: a live table on a terminal (`live`), plain lines elsewhere."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TextIO
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TextIO
+
+from .reward_functions import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from rich.progress import TaskID
-
+    from .evaluate import Passed
     from .run import Summary
 
-_LINES = 5
+_LINES, _CUT = 5, 50
+_CELLS = {
+    "reward": "reward",
+    "pass@1": "eval/pass@1",
+    "zero variance": "frac_reward_zero_std",
+    "kept": "sampling/kept_share",
+    "entropy": "entropy",
+    "clipped": "clip_ratio/region_mean",
+    "KL": "kl",
+    "mismatch": "mismatch/kl_k3",
+    "staleness": "staleness/mean",
+    "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "tokens/s": "tokens_per_second",
+}
 
 
 class Console(Protocol):
@@ -23,6 +39,14 @@ class Console(Protocol):
 
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         """How far a phase is."""
+        ...
+
+    def table(self, metrics: Mapping[str, float]) -> None:
+        """The numbers of a step."""
+        ...
+
+    def samples(self, rows: Sequence[Sample]) -> None:
+        """Some completions of a step."""
         ...
 
     def close(self) -> None:
@@ -43,48 +67,69 @@ class Plain:
         if done == total or done % max(1, total // _LINES) == 0:
             self.note(f"{phase:<10}  {done:>4}/{total}  {text}")
 
+    def table(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def samples(self, rows: Sequence[Sample]) -> None:
+        for row in rows:
+            self.note(f"  {row.prompt} {row.completion}  reward {row.reward}  {row.kept}  advantage {row.advantage}")
+
     def close(self) -> None:
         pass
 
 
-class Live:
-    """One line that moves, under the notes: for terminals."""
+class Sample(NamedTuple):
+    """A completion as it is shown: texts are cut and their control characters escaped, so that no terminal obeys them.
 
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console as Terminal
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.table import Column
+    Parameters
+    ----------
+    prompt, completion, reward, kept, advantage : str
+        In words. An advantage that is one a token is their mean.
+    """
 
-        self.bar = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            # The numbers take the room that is left; a narrow terminal cuts the last of them.
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-            console=Terminal(file=stream),
-            transient=True,
-            expand=True,
+    prompt: str
+    completion: str
+    reward: str
+    kept: str
+    advantage: str
+
+
+def samples(records: Iterable[Mapping[str, Any]], count: int) -> list[Sample]:
+    """The first row of each of the first `count` groups.
+
+    Parameters
+    ----------
+    records : iterable of mappings
+        Rows of a step, as `Sampled.records` gives them.
+    count : int
+        Groups.
+    """
+    found: dict[int, Sample] = {}
+    for record in records:
+        if record["group_id"] in found:
+            continue
+        if len(found) == count:
+            break
+        advantage, reward = record["advantage"], record["reward"]
+        if isinstance(advantage, list):
+            advantage = sum(advantage) / max(1, len(advantage))
+        found[record["group_id"]] = Sample(
+            repr(shortened(record["prompt"], _CUT)),
+            repr(shortened(record["text"], _CUT)),
+            "none" if reward is None else f"{reward:.2f}",
+            "kept" if record["keep"] else "dropped",
+            f"{advantage:+.2f}",
         )
-        self.phases: dict[str, TaskID] = {}
-
-    def note(self, text: str) -> None:
-        self.bar.console.print(text, markup=False, highlight=False)
-
-    def progress(self, phase: str, done: int, total: int, text: str) -> None:
-        self.bar.start()
-        if phase not in self.phases:
-            for former in self.phases.values():
-                self.bar.update(former, visible=False)
-            self.phases[phase] = self.bar.add_task(phase, total=total, text="")
-        self.bar.update(self.phases[phase], completed=done, text=text)
-
-    def close(self) -> None:
-        self.bar.stop()
+    return list(found.values())
 
 
 def console_for(stream: TextIO) -> Console:
     """The one that fits the stream."""
-    return Live(stream) if stream.isatty() else Plain(stream)
+    if not stream.isatty():
+        return Plain(stream)
+    from .live import Live
+
+    return Live(stream)
 
 
 def line(metrics: Mapping[str, float]) -> str:
@@ -100,27 +145,53 @@ def line(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.2f}" for name, value in shown.items() if value is not None)
 
 
+def cells(metrics: Mapping[str, float]) -> dict[str, str]:
+    """A step as names and texts, for a table; what the step did not measure is a dash."""
+    return {name: _short(metrics.get(metric)) for name, metric in _CELLS.items()}
+
+
+def time_split(metrics: Mapping[str, float]) -> str:
+    """Where a step's time went, in per cent."""
+    spent = {name.removeprefix("time/"): value for name, value in metrics.items() if name.startswith("time/")}
+    whole = sum(spent.values())
+    return "  ".join(f"{name} {value / whole:.0%}" for name, value in spent.items()) if whole > 0 else ""
+
+
+def _short(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
+
+
 def show(summary: Summary, stream: TextIO) -> None:
     """The result as a table, and what may be said of it."""
     evaluations = [(f"before {summary.recipe}", summary.before), (f"after {summary.recipe}", summary.after)]
-    heads = ("", "step", "held-out pass@1", "pass@k")
-    rows = [
-        (name, str(e.step), f"{e.pass_1:.3f} ± {e.stderr:.3f}", f"{e.pass_k:.3f} (k={e.k})")
-        for name, e in evaluations
-        if e is not None
-    ]
+    done = [(name, passed) for name, passed in evaluations if passed is not None]
+    shown = _columns(done[0][1]) if done else ["pass@1"]
+    heads = ("", "step", *(name.replace("pass@1", "held-out pass@1") for name in shown))
+    rows = [(name, str(e.step), *(str(e.estimates[column]) for column in shown)) for name, e in done]
     if stream.isatty():
         from rich.console import Console as Terminal
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(*heads)
+        # Numbers stay whole where it is narrow, and heads are broken.
+        table = Table(*heads, box=None, padding=(0, 2, 0, 0))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(row[0], *(Text(cell, no_wrap=True) for cell in row[1:]))
         Terminal(file=stream).print(table)
     else:
         for row in (heads, *rows):
-            print(f"{row[0]:<22}{row[1]:>6}{row[2]:>19}{row[3]:>15}", file=stream)
+            print(f"{row[0]:<22}{row[1]:>6}" + "".join(f"{cell:>18}" for cell in row[2:]), file=stream)
     print(_words(summary), file=stream)
+
+
+def _columns(passed: Passed) -> list[str]:
+    """What a summary shows of an evaluation; `grpokit eval` shows all of it."""
+    wanted = ("pass@1", f"pass@{passed.k}", f"maj@{passed.k}", "greedy")
+    return [name for name in dict.fromkeys(wanted) if name in passed.estimates]
 
 
 def _words(summary: Summary) -> str:
@@ -140,5 +211,8 @@ def _words(summary: Summary) -> str:
             f"reinforcement learning sharpens\nwhat the policy knew from its warm start. {shows}"
         )
     where = f"{summary.directory} holds config.toml, metrics.jsonl, rollouts.jsonl and checkpoint/"
-    lines.append(where if summary.status == "finished" else f"{summary.status} at step {summary.steps}; {where}")
+    if summary.status != "finished":
+        where = f"{summary.status} at step {summary.steps}; {where}"
+        where += f"\ngrpokit train --resume {summary.directory} goes on from its last snapshot"
+    lines.append(where)
     return "\n".join(lines)

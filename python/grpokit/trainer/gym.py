@@ -51,4 +51,7 @@ class ReasoningGym:
 
     def score(self, completion: str, item: Item) -> float:
         entry = {"question": item["prompt"], "answer": item["answer"], "metadata": item["metadata"]}
-        return float(self._scorer.score_answer(completion.strip(), entry))
+        return float(self._scorer.score_answer(self.answer(completion), entry))
+
+    def answer(self, completion: str) -> str:
+        return completion.strip()

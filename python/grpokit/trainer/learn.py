@@ -12,6 +12,7 @@ from grpokit.controllers import AdaptiveEntropy, AdaptiveKL, ESSLearningRate, ef
 from grpokit.errors import error
 
 from .agreement import check_agreement, logp_gaps
+from .clock import Clock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,8 +52,15 @@ class Learner:
             policy.trained(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
         )
 
-    def learn(self, sampled: Sampled) -> dict[str, float]:
+    def learn(self, sampled: Sampled, clock: Clock | None = None) -> dict[str, float]:
         """The updates of one step, and the mean over them of what each measured.
+
+        Parameters
+        ----------
+        sampled : Sampled
+            The step's rows.
+        clock : Clock, optional
+            Counts the time of log-probs, backward passes and the optimizer.
 
         Raises
         ------
@@ -61,13 +69,14 @@ class Learner:
         StateError
             `sampler_differs`.
         """
-        config, kept = self.config, np.flatnonzero(sampled.processed.keep)
+        config, clock, kept = self.config, clock or Clock(), np.flatnonzero(sampled.processed.keep)
         if not len(kept):
             return {"updates": 0}
         batch = self.policy.pad([sampled.completions[row] for row in kept])
         advantages = _advantages(sampled, kept, batch)
         off_policy = torch.tensor([sampled.completions[row].off_policy for row in kept], device=batch.targets.device)
-        old_logps, entropies = self.policy.logps(batch, config.temperature, config.microbatch_tokens)
+        with clock("logps"):
+            old_logps, entropies = self.policy.logps(batch, config.temperature, config.microbatch_tokens)
         # The sampler has no say about demonstrations: corrections weigh them 1.
         shown = off_policy[:, None] & batch.mask
         batch.rollout_logps[shown] = old_logps[shown]
@@ -80,22 +89,29 @@ class Learner:
         if current.any():
             check_agreement(gaps[current], config.logp_gap_bound, self.updates)
         mismatch = gk.mismatch_stats(old_logps.cpu(), batch.rollout_logps.cpu(), sampled_mask.cpu()).metrics()
-        staleness = (self.updates - versions)[~off_policy] if not off_policy.all() else versions.new_zeros(1)
         dealt = self._deal(sampled.group_id[kept]) * config.num_iterations
-        measured = [self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows]) for rows in dealt]
+        measured = [
+            self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows], clock) for rows in dealt
+        ]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
+        # The age of a row, in updates, when an update sees it.
+        started = self.updates - len(dealt)
+        ages = torch.cat([started + at - versions[rows][~off_policy[rows]] for at, rows in enumerate(dealt)]).double()
+        ages = ages if len(ages) else ages.new_zeros(1)
         entropy = entropies[batch.mask].mean().item()
         return {
             **{name: value for name, value in mismatch.items() if np.isfinite(value)},
             **means,
+            **_extremes(measured),
+            **_ratios((old_logps - batch.rollout_logps)[sampled_mask]),
             **self._steer(entropy, means.get("kl", sampled.kl), len(kept)),
             "entropy": entropy,
             "sampling/sampling_logp_difference/mean": gap.mean().item(),
             "sampling/sampling_logp_difference/max": gap.max().item(),
             "mismatch/ess_last": measured[-1]["mismatch/ess_current"],
             "learning_rate": config.learning_rate * means.get("lr_scale", 1.0),
-            "staleness/mean": float(staleness.double().mean()),
-            "staleness/max": float(staleness.max()),
+            "staleness/mean": float(ages.mean()),
+            "staleness/max": float(ages.max()),
             "updates": len(measured),
         }
 
@@ -130,10 +146,13 @@ class Learner:
         hands = np.array_split(groups, min(self.config.updates_per_step, len(groups)))
         return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
 
-    def _update(self, rows: Padded, advantages: Tensor, old_logps: Tensor, off_policy: Tensor) -> dict[str, float]:
+    def _update(
+        self, rows: Padded, advantages: Tensor, old_logps: Tensor, off_policy: Tensor, clock: Clock
+    ) -> dict[str, float]:
         config, ref_logps = self.config, None
         if self.reference is not None and self.recipe.reads("ref_logps"):
-            ref_logps, _ = self.reference.logps(rows, config.temperature, config.microbatch_tokens)
+            with clock("logps"):
+                ref_logps, _ = self.reference.logps(rows, config.temperature, config.microbatch_tokens)
         batch = gk.TokenBatch(
             targets=rows.targets,
             mask=rows.mask,
@@ -148,24 +167,27 @@ class Learner:
         )
         parts = batch.split(max_tokens=config.microbatch_tokens)
         if batch.needs_whole(self.recipe):
-            for part in parts:
-                self.policy.observe(part, self.recipe)
+            with clock("logps"):
+                for part in parts:
+                    self.policy.observe(part, self.recipe)
         self.optimizer.zero_grad()
         metrics: dict[str, float] = {}
         log_weights = []
-        for part in parts:
-            out = self.policy.loss(part, self.recipe)
-            out.loss.backward()  # type: ignore[no-untyped-call]
-            log_weights += [] if out.log_weights is None else [out.log_weights]
-            del out.metrics["kernel"]
-            for name, value in ({"loss": out.loss} | out.metrics).items():
-                metrics[name] = metrics.get(name, 0.0) + value.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm)
-        if not norm.isfinite():
-            raise error("diverged", what="the gradient's norm")
-        weights = torch.cat(log_weights)
-        scale = self.lr_control.update(weights) if self.lr_control else 1.0
-        self._step(config.learning_rate * scale)
+        with clock("backward"):
+            for part in parts:
+                out = self.policy.loss(part, self.recipe)
+                out.loss.backward()  # type: ignore[no-untyped-call]
+                log_weights += [] if out.log_weights is None else [out.log_weights]
+                del out.metrics["kernel"]
+                for name, value in ({"loss": out.loss} | out.metrics).items():
+                    metrics[name] = metrics.get(name, 0.0) + value.item()
+        with clock("optimizer"):
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm)
+            if not norm.isfinite():
+                raise error("diverged", what="the gradient's norm")
+            weights = torch.cat(log_weights)
+            scale = self.lr_control.update(weights) if self.lr_control else 1.0
+            self._step(config.learning_rate * scale)
         metrics |= {"grad_norm": norm.item(), "mismatch/ess_current": effective_sample_size(weights)}
         return metrics | ({"lr_scale": scale} if self.lr_control else {})
 
@@ -196,6 +218,25 @@ def controllers_of(recipe: gk.Recipe, config: TrainConfig) -> dict[str, Adaptive
     if entropy.target:
         found["entropy_coef"] = AdaptiveEntropy(entropy.target, entropy.delta, 0.0, entropy.high)
     return found
+
+
+def _extremes(measured: list[dict[str, float]]) -> dict[str, float]:
+    """The least and the largest clipping of an update, where TRL has those of a rank."""
+    found = {}
+    for name, worst in (("low_min", min), ("high_max", max)):
+        mean = f"clip_ratio/{name.split('_')[0]}_mean"
+        if mean in measured[0]:
+            found[f"clip_ratio/{name}"] = worst(each[mean] for each in measured)
+    return found
+
+
+def _ratios(log_ratios: Tensor) -> dict[str, float]:
+    """TRL's numbers of π_old / π_rollout, per token, before any correction."""
+    ratios = log_ratios.exp()
+    if not len(ratios):
+        return {}
+    found = {"min": ratios.min(), "mean": ratios.mean(), "max": ratios.max()}
+    return {f"sampling/importance_sampling_ratio/{name}": value.item() for name, value in found.items()}
 
 
 def _advantages(sampled: Sampled, kept: NDArray[np.int64], batch: Padded) -> Tensor:

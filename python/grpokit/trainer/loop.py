@@ -6,31 +6,30 @@ in the recipe and nowhere here.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from contextlib import closing
 from pathlib import Path
-from random import Random
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
-from grpokit.errors import error
-
 from . import snapshot
 from .ahead import Ahead, sendable
 from .built_in import make_task
+from .clock import Clock
 from .collect import Collector
-from .config import TrainConfig
-from .console import Console, console_for, line
+from .config import TrainConfig, stream
+from .console import Console, console_for, line, samples
 from .engine import Engine, InProcess
 from .evaluate import Passed, evaluate
 from .learn import Learner
 from .models import load
 from .rewards import Given, Rewards, functions_of
 from .run import RunDirectory, Summary, default_name, uninterrupted
+from .signals import Stopping
+from .sinks import Sinks
 from .source import Now, Source
 from .tasks import Task, draw
 from .warmstart import warm_start
@@ -39,6 +38,7 @@ from .weights import every
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from random import Random
 
 
 class Trainer:
@@ -99,9 +99,10 @@ class Trainer:
         self.console = console_for(sys.stderr) if console is None else console
         level = self.config.async_level
         self.sent = sendable(task, functions, level) if level else None
+        self.sinks = Sinks(self.config.logging.sinks, self.console.note)
         self.rewards = Rewards(self.task, functions, self.config.rewards, self.console.note)
         self.run = RunDirectory(directory or Path("runs") / default_name(self.config))
-        self.taken_up = self._take_up() if resume else None
+        self.taken_up = snapshot.take_up(self.run, self.config) if resume else None
         self.resume, self.earlier = resume, 0.0
         if not resume:
             self.run.check(overwrite=overwrite)
@@ -124,18 +125,22 @@ class Trainer:
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
-        with self.rewards, closing(self._start()):
+        with Stopping(self.console.note) as stopping, self.rewards, closing(self._start()), self.sinks:
             if self.resume:
                 self._go_on()
+            self.sinks.open(self.run.path, self.config, self.steps)
             status = "failed"
             try:
                 if self.taken_up is None:
                     self._warm_start()
-                    self.run.metrics({"step": 0} | self._evaluate(0))
+                    self._tell({"step": 0} | self._evaluate(0))
                     self._snapshot(0)
+                stopping.gentle = True
                 for step in range(self.steps + 1, self.config.steps + 1):
                     self._step(step)
-                    self._snapshot(step)
+                    self._snapshot(step, last=bool(stopping))
+                    if stopping and step < self.config.steps:
+                        stopping.stop()
                 status = "finished"
             except KeyboardInterrupt:
                 status = "interrupted"
@@ -156,24 +161,11 @@ class Trainer:
         self.evaluations: list[Passed] = []
         self.warm_start_seconds = 0.0
         self.controllers: dict[str, dict[str, float]] = {}
+        self.clock = Clock()
         if not self.resume:
             self.run.create(config, overwrite=self.overwrite)
         self.source = self.make_source()
         return self.source
-
-    def _take_up(self) -> Path | None:
-        """The snapshot to go on from, if the run is this one."""
-        found = self.run.last_snapshot()
-        former = TrainConfig.from_file(self.run.path / "config.toml")
-        differences = former.differences(self.config)
-        steps = differences.pop("steps", (former.steps, former.steps))
-        if differences or steps[1] < steps[0]:
-            told = differences or {"steps": steps}
-            text = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in told.items())
-            raise error("resume_differs", path=self.run.path, differences=text)
-        if self.run.finished_steps() >= self.config.steps:
-            raise error("no_steps_left", path=self.run.path, steps=self.config.steps)
-        return found
 
     def _go_on(self) -> None:
         """From the snapshot, or from the beginning where there is none. What cannot be taken up stays as it is."""
@@ -185,9 +177,9 @@ class Trainer:
             self.console.note(f"goes on after step {self.steps}, in {self.run.path}")
         self.run.configure(self.config)  # there may be more steps
 
-    def _snapshot(self, step: int) -> None:
+    def _snapshot(self, step: int, *, last: bool = False) -> None:
         every = self.config.snapshots.every
-        if every and (step % every == 0 or step == self.config.steps):
+        if every and (last or step % every == 0 or step == self.config.steps):
             snapshot.save(self)
 
     @property
@@ -216,8 +208,8 @@ class Trainer:
         """Where a step's rollouts come from."""
         config = self.config
         if config.async_level:
-            return Ahead(config, self.sent, self.rewards.functions, self.run, self.console.note)
-        return Now(Collector(self.policy, self.engine, self.task, self.rewards, config))
+            return Ahead(config, self.sent, self.rewards.functions, self.run, clock=self.clock, note=self.console.note)
+        return Now(Collector(self.policy, self.engine, self.task, self.rewards, config), self.clock)
 
     def make_learner(self) -> None:
         """The learner of the policy as it is, which is the reference policy where there is one."""
@@ -228,37 +220,45 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         self.engine.load(self.policy, self.learner.updates)
-        passed = evaluate(
-            self.engine,
-            self.policy,
-            self.task,
-            self.rewards,
-            items=self.held_out,
-            k=self.config.evaluation.samples,
-            sampling=dataclasses.replace(self.config.how(1.0), top_p=1.0, top_k=0),
-            max_turns=self.config.max_turns,
-            seed=self._seed("evaluation"),
-            step=step,
-        )
+        with self.clock("evaluation"):
+            passed = evaluate(
+                self.engine,
+                self.policy,
+                self.rewards,
+                task=self.task,
+                items=self.held_out,
+                config=self.config,
+                step=step,
+            ).passed
         self.evaluations.append(passed)
-        self.console.note(f"step {step:>4}  held-out pass@1 {passed.pass_1:.3f} ± {passed.stderr:.3f}")
-        return passed.metrics()
+        self.console.note(f"step {step:>4}  held-out pass@1 {passed.estimates['pass@1']}")
+        return passed.metrics() | {"time/evaluation": self.clock.seconds["evaluation"]}
 
     def _step(self, step: int) -> None:
-        config, started = self.config, perf_counter()
+        config = self.config
+        self.clock.begin()
         sampled = self.source.next(self.learner, self.steps)
-        metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled)
+        metrics = {"step": step} | sampled.metrics() | self.learner.learn(sampled, self.clock)
         self.controllers = self.learner.state()
         self.run.rollouts(sampled.records(step, config.logged_groups))
+        if config.logging.completions and step % config.logging.completions == 0:
+            self.run.completions(step, sampled.rows(step))
         self.steps, self.completions = step, self.completions + len(sampled.completions)
         self.used += int(sampled.processed.keep.sum())
-        self.tokens += sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
+        tokens = sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
+        self.tokens += tokens
         metrics["num_tokens"] = self.tokens
-        metrics["step_time"] = perf_counter() - started
+        metrics |= self.clock.metrics(tokens)
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             metrics |= self._evaluate(step)
-        self.run.metrics(metrics)
+            self.console.samples(samples(sampled.records(step), config.logging.samples))
+        self._tell(metrics)
         self.console.progress(self.recipe.name, step, config.steps, line(metrics))
+
+    def _tell(self, metrics: dict[str, float]) -> None:
+        self.run.metrics(metrics)
+        self.sinks.metrics(metrics)
+        self.console.table(metrics)
 
     def _close(self, status: str) -> Summary:
         self.console.close()
@@ -281,8 +281,7 @@ class Trainer:
         return summary
 
     def _random(self, purpose: str) -> Random:
-        """A stream of its own for each purpose, so that a change to one leaves the others as they were."""
-        return Random(f"{self.config.seed} {purpose}")
+        return stream(self.config, purpose)
 
     def _seed(self, purpose: str) -> int:
         return self._random(purpose).getrandbits(63)

@@ -6,6 +6,7 @@ dropout, a tokenizer without an end, a context that is too short.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,36 @@ def load(config: TrainConfig, seed: int) -> Policy:
         for weight in model.parameters():
             weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
     return Policy(model, policy.tokenizer, layout=config.layout, autocast=config.precision == "bf16")
+
+
+def load_checkpoint(config: TrainConfig, directory: Path, seed: int) -> Policy:
+    """The policy of a checkpoint that a run has written.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        The run's.
+    directory : Path
+        A model with its tokenizer as `Policy.save` writes them; of LoRA the low-rank weights alone.
+    seed : int
+        The run's seed of the weights, since of LoRA the others are the run's first ones.
+
+    Raises
+    ------
+    InputError
+        `bad_model`, `missing_extra`.
+    """
+    if not config.lora.rank:
+        return load(dataclasses.replace(config, model=str(directory)), seed)
+    policy = load(config, seed)
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        weights = load_peft_weights(str(directory), device="cpu")
+    except (OSError, ValueError) as problem:
+        raise _not_there(str(directory), problem) from None
+    set_peft_model_state_dict(policy.model, weights)
+    return policy
 
 
 def memory(config: TrainConfig) -> dict[str, int]:

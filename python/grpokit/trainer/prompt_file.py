@@ -106,7 +106,11 @@ class PromptFile:
     def score(self, completion: str, item: Item) -> float | None:
         """1 where the completion is the answer, but for white space around both, else 0; None without an answer."""
         answer = item.get("answer")
-        return None if answer is None else float(completion.strip() == str(answer).strip())
+        return None if answer is None else float(self.answer(completion) == str(answer).strip())
+
+    def answer(self, completion: str) -> str:
+        """The completion, without white space around it."""
+        return completion.strip()
 
     def demonstrate(self, rng: Random, item: Item) -> str:
         """The answer."""

@@ -24,6 +24,7 @@ from .config_tasks import IN_PYTHON, RewardConfig
 from .reward_functions import Failure, Outcome, Reward, Signature, Wrong, invoke, shortened, signature, source_of
 from .reward_pool import Call, RewardPool
 from .run import uninterrupted
+from .tasks import Answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -134,6 +135,8 @@ class Rewards:
 
     Attributes
     ----------
+    answer : callable
+        What a completion answers, for majorities: the task's `answer`.
     total, failed, timeouts : int
         Completions since the last `begin`; those that a function failed on; those that it took too long for.
     """
@@ -151,6 +154,8 @@ class Rewards:
         self.task = _task_score(task)
         # A file without answers has no score.
         self.judges = getattr(task, "answered", True)
+        # Without a word from the task a completion is its own answer.
+        self.answer: Callable[[str], str] = task.answer if isinstance(task, Answers) else str
         self._called: list[_Called] = []
         self._noted: set[tuple[str, str]] = set()
         self.begin()

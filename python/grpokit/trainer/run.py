@@ -3,6 +3,7 @@
 config.toml      everything resolved; reproduces the run
 metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
 rollouts.jsonl   some groups of each step, under grpokit's column names
+completions/     all rows of a step as Parquet, under the same names, where pyarrow is installed
 checkpoint/      model and tokenizer as `transformers` saves them; controllers.json where a coefficient is steered
 snapshots/       what the run goes on from, where it was stopped; reference.safetensors: the reference policy
 summary.json     how it ended
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpokit.errors import error
+
+from .completions import write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -86,7 +89,10 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "lift": self.lift}
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("before", "after"):
+            told[name] = told[name].to_dict() if told[name] else None
+        return {"schema_version": SCHEMA_VERSION, **told, "lift": self.lift}
 
 
 def default_name(config: TrainConfig) -> str:
@@ -132,6 +138,20 @@ class RunDirectory:
         """Writes the configuration."""
         _whole(self.path / "config.toml", lambda to: to.write_text(config.to_toml(), encoding="utf-8"))
 
+    def configuration(self) -> TrainConfig:
+        """What the run was configured with.
+
+        Raises
+        ------
+        FileError
+            `no_run`, `file_unreadable`.
+        """
+        from .config import TrainConfig
+
+        if not (self.path / "config.toml").is_file():
+            raise error("no_run", path=self.path)
+        return TrainConfig.from_file(self.path / "config.toml")
+
     @property
     def reference(self) -> Path:
         """Where the reference policy's weights are, which never change."""
@@ -147,7 +167,23 @@ class RunDirectory:
         """
         if not (self.path / "config.toml").is_file():
             raise error("not_a_run", path=self.path)
-        return max(self._snapshots().glob("step-*"), default=None)
+        return max(self.snapshots().glob("step-*"), default=None)
+
+    def steps(self) -> int:
+        """How many steps are behind the checkpoint.
+
+        Raises
+        ------
+        FileError
+            `file_unreadable`.
+        """
+        path = self.path / "summary.json"
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
+        except OSError as problem:
+            raise error("file_unreadable", path=path, reason=problem.strerror or problem) from None
+        except (ValueError, KeyError, TypeError) as problem:
+            raise error("file_unreadable", path=path, reason=f"it is no summary of a run ({problem!r})") from None
 
     def finished_steps(self) -> int:
         """How many steps the run had when it last came to its end; -1 if it never did."""
@@ -157,7 +193,7 @@ class RunDirectory:
 
     def snapshot(self, step: int, write: Callable[[Path], object], *, keep_last: int) -> None:
         """Adds the snapshot of a step, and removes the oldest ones."""
-        place = self._snapshots()
+        place = self.snapshots()
         place.mkdir(exist_ok=True)
         self.write(place / f"step-{step:08}", write)
         for old in sorted(place.glob("step-*"))[:-keep_last]:
@@ -180,13 +216,18 @@ class RunDirectory:
         """How long the files are that grow with the steps."""
         return {name: (self.path / name).stat().st_size for name in GROWING if (self.path / name).exists()}
 
-    def cut(self, sizes: Mapping[str, int]) -> None:
-        """Takes away what was added to them since they had these sizes."""
+    def cut(self, sizes: Mapping[str, int], step: int = 0) -> None:
+        """Takes away what was added to them since they had these sizes, and the completions of later steps."""
         for name in GROWING:
             if (self.path / name).exists():
                 os.truncate(self.path / name, sizes.get(name, 0))
+        for path in (self.path / "completions").glob("*.parquet"):
+            # What was begun has a name of its own.
+            if path.name > self._completions(step).name or path.name.startswith("."):
+                path.unlink()
 
-    def _snapshots(self) -> Path:
+    def snapshots(self) -> Path:
+        """Where the snapshots are."""
         return self.path / "snapshots"
 
     def metrics(self, row: Mapping[str, float]) -> None:
@@ -196,6 +237,21 @@ class RunDirectory:
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows of rollouts."""
         self._append("rollouts.jsonl", rows)
+
+    def completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes all rows of a step.
+
+        Raises
+        ------
+        FileError
+            `file_unwritable`.
+        """
+        path = self._completions(step)
+        path.parent.mkdir(exist_ok=True)
+        self.write(path, lambda to: write_rows(to, rows, parquet=True))
+
+    def _completions(self, step: int) -> Path:
+        return self.path / "completions" / f"step-{step:08}.parquet"
 
     def checkpoint(self, policy: Policy, controllers: Mapping[str, Mapping[str, float]] | None = None) -> None:
         """Writes the current weights, the tokenizer and the controllers' states, in place of the former ones."""

@@ -11,7 +11,6 @@ will be written again, as they were.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import shutil
@@ -33,10 +32,13 @@ from .weights import learned, put
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .config import TrainConfig
     from .loop import Trainer
+    from .policy import Policy
+    from .run import RunDirectory
 
 SCHEMA_VERSION = 2
-_DAMAGE = (SafetensorError, UnpicklingError, EOFError)
+DAMAGE = (SafetensorError, UnpicklingError, EOFError)
 COUNTERS = ("steps", "completions", "used", "tokens", "warm_start_seconds")
 
 
@@ -56,7 +58,7 @@ def save(trainer: Trainer) -> None:
         "seconds": trainer.seconds,
         "updates": learner.updates,
         "controllers": learner.state(),
-        "evaluations": [dataclasses.asdict(passed) for passed in trainer.evaluations],
+        "evaluations": [passed.to_dict() for passed in trainer.evaluations],
         "source": trainer.source.state(),
         "random": random.getstate(),
         "numpy": json.loads(json.dumps(numbers, default=lambda array: array.tolist())),
@@ -79,6 +81,29 @@ def save(trainer: Trainer) -> None:
     run.snapshot(trainer.steps, write, keep_last=trainer.config.snapshots.keep_last)
 
 
+def take_up(run: RunDirectory, config: TrainConfig) -> Path | None:
+    """The snapshot to go on from, or None where there is none yet.
+
+    Raises
+    ------
+    FileError
+        `not_a_run`.
+    StateError
+        `resume_differs`: the run was another one. `no_steps_left`: it is at its end.
+    """
+    found = run.last_snapshot()
+    former = run.configuration()
+    differences = {k: v for k, v in former.differences(config).items() if not k.startswith("logging.")}
+    steps = differences.pop("steps", (former.steps, former.steps))
+    if differences or steps[1] < steps[0]:
+        told = differences or {"steps": steps}
+        text = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in told.items())
+        raise error("resume_differs", path=run.path, differences=text)
+    if run.finished_steps() >= config.steps:
+        raise error("no_steps_left", path=run.path, steps=config.steps)
+    return found
+
+
 def load(trainer: Trainer, directory: Path) -> None:
     """Puts a trainer whose policy is built into the state of a snapshot; its learner is made here.
 
@@ -94,8 +119,8 @@ def load(trainer: Trainer, directory: Path) -> None:
         if state["schema_version"] != SCHEMA_VERSION:
             reason = f"its schema_version is {state['schema_version']}, and this is {SCHEMA_VERSION}"
             raise error("file_unreadable", path=directory, reason=reason)
-        weights, tensors = load_file(directory / "weights.safetensors"), torch.load(directory / "state.pt")
-        put(trainer.policy, weights)
+        tensors = torch.load(directory / "state.pt")
+        load_weights(trainer.policy, directory)
         trainer.make_learner()
         learner = trainer.learner
         if learner.reference is not None:
@@ -106,7 +131,7 @@ def load(trainer: Trainer, directory: Path) -> None:
         for name in COUNTERS:
             setattr(trainer, name, state[name])
         trainer.earlier = state["seconds"]
-        trainer.evaluations = [Passed(**passed) for passed in state["evaluations"]]
+        trainer.evaluations = [Passed.from_dict(passed) for passed in state["evaluations"]]
         random.setstate(generator_state(state["random"]))
         numbers = state["numpy"]
         numbers["state"]["key"] = np.array(numbers["state"]["key"], np.uint32)
@@ -121,8 +146,19 @@ def load(trainer: Trainer, directory: Path) -> None:
                 raise error("resume_differs", path=trainer.run.path, differences=text)
         trainer.source.restore(state["source"], directory / "source")
         trainer.controllers = learner.state()
-        trainer.run.cut(state["files"])
+        trainer.run.cut(state["files"], state["steps"])
     except GrpokitError:
         raise
-    except (*_DAMAGE, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
+    except (*DAMAGE, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
         raise error("file_unreadable", path=directory, reason=repr(problem)) from problem
+
+
+def load_weights(policy: Policy, directory: Path) -> None:
+    """Gives a policy that is built the weights of a snapshot, and takes nothing else from it.
+
+    Raises
+    ------
+    KeyError, RuntimeError, OSError, SafetensorError
+        The file is damaged, or that of another model.
+    """
+    put(policy, load_file(directory / "weights.safetensors"))

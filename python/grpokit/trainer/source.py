@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from .clock import Clock
     from .collect import Collector, Sampled
     from .learn import Learner
 
@@ -47,10 +48,13 @@ class Now:
     ----------
     collector : Collector
         Samples, with the engine that it has.
+    clock : Clock
+        Counts what that takes.
     """
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: Collector, clock: Clock) -> None:
         self.collector = collector
+        collector.clock = clock
 
     def next(self, learner: Learner, done: int) -> Sampled:
         """As `Source` has it."""

@@ -57,7 +57,10 @@ class Arithmetic(Numbered):
         return {"prompt": f"{text}=", "answer": str(sum(sums))}
 
     def score(self, completion: str, item: Item) -> float:
-        return float(completion.strip() == item["answer"])
+        return float(self.answer(completion) == item["answer"])
+
+    def answer(self, completion: str) -> str:
+        return completion.strip()
 
     def demonstrate(self, rng: Random, item: Item) -> str:
         answer: str = item["answer"]

@@ -56,7 +56,10 @@ class Chain(Numbered):
         return {"prompt": f"{text}:", "answer": str(total), "steps": ",".join(map(str, totals))}
 
     def score(self, completion: str, item: Item) -> float:
-        return float(completion.rpartition(",")[2].strip() == item["answer"])
+        return float(self.answer(completion) == item["answer"])
+
+    def answer(self, completion: str) -> str:
+        return completion.rpartition(",")[2].strip()
 
     def demonstrate(self, rng: Random, item: Item) -> str:
         if rng.random() >= self.guess_rate:

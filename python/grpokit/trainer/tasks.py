@@ -53,6 +53,15 @@ class Converses(Protocol):
 
 
 @runtime_checkable
+class Answers(Protocol):
+    """A task that can tell a completion's answer from the rest of it: what a majority is counted by."""
+
+    def answer(self, completion: str) -> str:
+        """What the completion answers, the same text wherever it means the same."""
+        ...
+
+
+@runtime_checkable
 class Splits(Protocol):
     """A task with so many prompts and no more, which draws from each side of its split itself."""
 
