@@ -170,7 +170,8 @@ def collect(
         if shows:
             last = slice(size - 1, None, size)
             answered[last] = demonstrations(policy, task, drawn, rng)
-            scores[last] = rewards(drawn, [c.text for c in answered[last]])
+            with clock("reward"):
+                scores[last] = rewards(drawn, [c.text for c in answered[last]])
         if recipe.rows_read("baseline_reward"):
             more.setdefault("baseline_reward", []).extend(s.reward for s in answer(drawn, 0.0)[1] for _ in range(size))
         for name, who in (("logp_old", policy), ("logp_ref", reference)):

@@ -39,7 +39,6 @@ class Demonstrates(Protocol):
         ...
 
 
-@runtime_checkable
 class Answers(Protocol):
     """A task that can tell a completion's answer from the rest of it: what a majority is counted by."""
 
