@@ -4,6 +4,7 @@ import math
 import statistics
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import pytest
@@ -132,6 +133,11 @@ def test_a_task_says_what_an_answer_is(policy):
     assert told.estimates["maj@8"] != bare.estimates["maj@8"]
     assert "greedy" not in told.estimates
 
+    class Column(Bare):
+        answer = "the name of a column, say"
+
+    assert Rewards(Column()).answer(" ab") == " ab"
+
     class Wrong(Letters):
         def answer(self, completion):
             return 3
@@ -229,6 +235,18 @@ def test_what_the_command_refuses(run, tmp_path, grpokit_eval):
     with pytest.raises(gk.FileError) as caught:
         evaluate_run(tmp_path)
     assert caught.value.kind == "no_run"
+    with pytest.raises(gk.InputError, match="'sampels'. Did you mean 'samples'"):
+        evaluate_run(run, settings={"sampels": 3})
+
+
+@pytest.mark.skipif(find_spec("reasoning_gym") is not None, reason="reasoning-gym is installed")
+def test_a_run_whose_extra_is_missing(run, tmp_path, grpokit_eval):
+    config = (run / "config.toml").read_text()
+    assert 'name = "sorting"' in config
+    (tmp_path / "config.toml").write_text(config.replace('name = "sorting"', 'name = "reasoning_gym:chain_sum"'))
+    done = grpokit_eval(tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'grpokit[gym]'" in done.stderr
 
 
 @pytest.fixture

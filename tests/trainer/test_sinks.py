@@ -98,7 +98,7 @@ def test_a_tracker_that_fails_is_named_once_and_costs_nothing(config, task, tmp_
         "the sink 'math' failed and gets no more, the run goes on: ConnectionError('the tracker is gone')",
     ]
     rows = lines(tmp_path / "run" / "metrics.jsonl")
-    assert Kept.got[0] == ("run", 0)
+    assert Kept.got[0] == ("run", -1)
     assert [step for step, _ in Kept.got[1:]] == [0, 1, 2, 3]
     for (step, metrics), row in zip(Kept.got[1:], rows, strict=True):
         assert metrics == {name: value for name, value in row.items() if name != "step" and value is not None}

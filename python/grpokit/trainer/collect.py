@@ -307,7 +307,8 @@ class Collector:
         if recipe.reads("off_policy"):
             last = slice(size - 1, None, size)
             answered[last] = demonstrations(self.policy, self.task, drawn, self.rng)
-            scores[last] = self.rewards(drawn, [c.text for c in answered[last]])
+            with self.clock("reward"):
+                scores[last] = self.rewards(drawn, [c.text for c in answered[last]])
         more: dict[str, list[Any]] = {}
         if recipe.rows_read("baseline_reward"):
             more["baseline_reward"] = [s.reward for s in self._answer(drawn, 0.0)[1] for _ in range(size)]

@@ -13,7 +13,7 @@ import torch
 from grpokit.errors import error
 
 from .built_in import make_task
-from .config import stream
+from .config import TrainConfig, stream
 from .engine import InProcess
 from .evaluate import Evaluated, evaluate
 from .models import load, load_checkpoint
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
-    from .config import TrainConfig
     from .config_tables import Evaluation
     from .policy import Policy
     from .tasks import Task
@@ -67,7 +66,8 @@ def evaluate_run(
     FileError
         `no_run`; `file_unreadable`: no checkpoint, a damaged snapshot.
     InputError
-        `given_in_python`; `bad_parameter`: a setting, or a step without snapshot; `missing_extra`.
+        `given_in_python`; `bad_parameter`, `unknown_parameter`: a setting, or a step without snapshot;
+        `missing_extra`.
     """
     run = RunDirectory(directory)
     config = run.configuration()
@@ -100,7 +100,7 @@ def _settled(evaluation: Evaluation, settings: dict[str, Any]) -> Evaluation:
     if "k" not in settings:
         # Those of the run that fewer samples still allow.
         settings["k"] = [k for k in evaluation.k if k <= settings.get("samples", evaluation.samples)]
-    return dataclasses.replace(evaluation, **settings)
+    return TrainConfig.from_dict({"evaluation": dataclasses.asdict(evaluation) | settings}).evaluation
 
 
 def _policy(run: RunDirectory, config: TrainConfig, snapshot: int | None) -> tuple[Policy, int]:

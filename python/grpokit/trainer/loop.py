@@ -128,7 +128,7 @@ class Trainer:
         with Stopping(self.console.note) as stopping, self.rewards, closing(self._start()), self.sinks:
             if self.resume:
                 self._go_on()
-            self.sinks.open(self.run.path, self.config, self.steps)
+            self.sinks.open(self.run.path, self.config, -1 if self.taken_up is None else self.steps)
             status = "failed"
             try:
                 if self.taken_up is None:

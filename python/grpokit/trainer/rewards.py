@@ -24,7 +24,6 @@ from .config_tasks import IN_PYTHON, RewardConfig
 from .reward_functions import Failure, Outcome, Reward, Signature, Wrong, invoke, shortened, signature, source_of
 from .reward_pool import Call, RewardPool
 from .run import uninterrupted
-from .tasks import Answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -155,7 +154,8 @@ class Rewards:
         # A file without answers has no score.
         self.judges = getattr(task, "answered", True)
         # Without a word from the task a completion is its own answer.
-        self.answer: Callable[[str], str] = task.answer if isinstance(task, Answers) else str
+        answer = getattr(task, "answer", None)
+        self.answer: Callable[[str], str] = answer if callable(answer) else str
         self._called: list[_Called] = []
         self._noted: set[tuple[str, str]] = set()
         self.begin()

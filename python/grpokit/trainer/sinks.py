@@ -74,7 +74,8 @@ class Sinks:
         config : TrainConfig
             What is shown as the run's configuration.
         step : int
-            Steps that were done. A tracker that can forgets later ones.
+            The last step that a run which goes on has passed on before, -1 for a new one. A tracker that can forgets
+            what it was given of later ones.
         """
         for name in self.names:
 
@@ -109,7 +110,7 @@ class _TensorBoard:
     def __init__(self, directory: Path, config: TrainConfig, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(directory / "tensorboard", purge_step=step + 1 if step else None)
+        self.writer: Any = SummaryWriter(directory / "tensorboard", purge_step=step + 1)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         for name, value in metrics.items():
@@ -131,7 +132,7 @@ class _Trackio:
             project=config.logging.project,
             name=directory.name,
             config=config.to_dict(),
-            resume="allow" if step else "never",
+            resume="never" if step < 0 else "allow",
             embed=False,
         )
 
@@ -154,8 +155,8 @@ class _Wandb:
         self.run = wandb.init(
             project=config.logging.project,
             name=directory.name,
-            id=former[-1] if step and former else None,
-            resume="allow" if step else None,
+            id=former[-1] if step >= 0 and former else None,
+            resume=None if step < 0 else "allow",
             dir=directory,
             config=config.to_dict(),
             mode=os.environ.get("WANDB_MODE", "offline"),

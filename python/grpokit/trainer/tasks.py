@@ -52,7 +52,6 @@ class Converses(Protocol):
         ...
 
 
-@runtime_checkable
 class Answers(Protocol):
     """A task that can tell a completion's answer from the rest of it: what a majority is counted by."""
 
