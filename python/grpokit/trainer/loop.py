@@ -28,6 +28,7 @@ from .learn import Learner
 from .models import load
 from .rewards import Given, Rewards, functions_of
 from .run import RunDirectory, Summary, default_name, uninterrupted
+from .server import Server
 from .tasks import Task, draw, progress
 from .warmstart import warm_start
 
@@ -202,7 +203,18 @@ class Trainer:
 
     def make_engine(self) -> Engine:
         """Who samples."""
-        return InProcess(self.policy)
+        told = self.config.engine
+        if not told.url:
+            return InProcess(self.policy)
+        return Server(
+            told.url,
+            self.policy,
+            protocol=told.protocol,
+            weights=told.weights or self.run.path / "weights",
+            timeout=told.timeout,
+            retries=told.retries,
+            concurrency=told.concurrency,
+        )
 
     def make_learner(self) -> None:
         """The learner of the policy as it is, which is the reference policy where there is one."""
@@ -245,6 +257,7 @@ class Trainer:
 
     def _close(self, status: str) -> Summary:
         self.console.close()
+        self.engine.close()
         self.run.checkpoint(self.policy, self.controllers)
         summary = Summary(
             status=status,
