@@ -35,8 +35,9 @@ SPOILS = {
     "no tokens": lambda ids, logps, finish: ([], [], finish),
     "too long": lambda ids, logps, finish: ([5] * 99, [-1.0] * 99, "length"),
     "goes on": lambda ids, logps, finish: ([1, 1], [-1.0, -1.0], finish),
-    "abort": lambda ids, logps, finish: (ids[:1], logps[:1], "abort"),
+    "abort": lambda ids, logps, finish: (ids[:1], logps[:0], "abort"),
     "odd finish": lambda ids, logps, finish: (ids, logps, "tired"),
+    "ended": lambda ids, logps, finish: ([5, 1], [-1.0, -1.0], "length"),
     "full": lambda ids, logps, finish: ([5, 6], [-1.0, -1.0], "length"),
 }
 
@@ -135,7 +136,9 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "later":  # than three others
             with state.changed:
                 due = state.answered + 3
-                state.changed.wait_for(lambda: state.answered >= due, timeout=30)
+                overtaken = state.changed.wait_for(lambda: state.answered >= due, timeout=30)
+            if not overtaken and self.lost("400"):
+                return
         elif kind not in ("fine", "two", "no ids", *SPOILS) and self.lost(kind):
             return
         made = state.sample(prompt, seed, how, how["max_new_tokens" if native else "max_tokens"])

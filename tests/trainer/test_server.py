@@ -211,6 +211,10 @@ def test_a_full_context_ends_a_completion_by_its_length(engine, url, policy):
     post(url + "/plan", {"sample": ["full"]})
     (made,) = server.generate(prompts, seeds, PLAIN)
     assert (made.finish, made.token_ids) == ("length", [5, 6])
+    # At the limit the engine in process says "stop" of a stop string or the end token, whatever the server calls it.
+    post(url + "/plan", {"sample": ["full", "ended"]})
+    how = Sampling(2, stop=(policy.tokenizer.decode([6]),))
+    assert [server.generate(prompts, seeds, how)[0].finish for _ in range(2)] == ["stop", "stop"]
 
 
 def test_other_weights_than_were_sent_last(engine, url, policy):

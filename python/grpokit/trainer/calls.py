@@ -62,7 +62,7 @@ class Calls:
         self.url, self.timeout, self.retries = url.rstrip("/").removesuffix("/v1"), timeout, retries
 
     def one(self, path: str, body: Any = None, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
-        """One call; a GET where there is no body."""
+        """One call; a GET where there is no body, whose answer is not read."""
         return self.many([(path, body)], lambda _, answer: read(answer), at_once=1)[0]
 
     def many(self, calls: Sequence[tuple[str, Any]], read: Callable[[int, Any], Any], *, at_once: int) -> list[Any]:
@@ -161,7 +161,7 @@ class _Line:
         if response.status >= 300:
             raise _refused(self.server.url, path, response.status, raw)
         try:
-            return json.loads(raw) if raw.strip() else None
+            return json.loads(raw) if data and raw.strip() else None
         except ValueError:
             raise Lost(f"an answer of {len(raw)} bytes that is not JSON, or cut off: {_said(raw)}") from None
 

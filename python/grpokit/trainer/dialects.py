@@ -39,6 +39,9 @@ class Answer:
     version: str | None = None
 
 
+_BROKEN_OFF = Answer([], [], "abort")
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How one kind of server is spoken to.
@@ -103,11 +106,15 @@ def _shared(sampling: Sampling, end: int) -> dict[str, Any]:
 
 def _read_vllm(body: Any) -> Answer:
     (choice,) = body["choices"]
+    if choice["finish_reason"] == "abort":
+        return _BROKEN_OFF
     return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"])
 
 
 def _read_sglang(body: Any) -> Answer:
     about = body["meta_info"]
+    if about["finish_reason"]["type"] == "abort":
+        return _BROKEN_OFF
     rows = about["output_token_logprobs"]
     logps, ids = [row[0] for row in rows], [row[1] for row in rows]
     return Answer(ids, logps, about["finish_reason"]["type"], about.get("weight_version"))

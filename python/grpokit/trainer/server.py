@@ -166,11 +166,11 @@ class Server:
         if answer.version is not None and self._loaded is not None and answer.version != self._loaded:
             raise error("server_version", url=self.calls.url, given=answer.version, expected=self._loaded)
         made = completion(self.policy, prompt, answer.token_ids, answer.logps, sampling=sampling, version=self.version)
-        # Where the server's context is full, it ends before the limit that was asked for.
-        return dataclasses.replace(made, finish="length") if self._cut(answer) else made
-
-    def _cut(self, answer: Answer) -> bool:
-        return bool(answer.finish == "length" and answer.token_ids[-1] != self.policy.tokenizer.eos_token_id)
+        ended = answer.token_ids[-1] == self.policy.tokenizer.eos_token_id
+        if answer.finish == "length" and len(answer.token_ids) < sampling.max_completion_length and not ended:
+            # The server's context is full.
+            return dataclasses.replace(made, finish="length")
+        return made
 
     def _check(self, answer: Answer, longest: int) -> None:
         ids, logps, size = answer.token_ids, answer.logps, self.policy.model.config.vocab_size
