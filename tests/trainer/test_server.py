@@ -245,6 +245,10 @@ def test_an_update_that_is_lost_or_refused(engine, url, policy, tmp_path):
     post(url + "/plan", {"update": ["400"]})
     with pytest.raises(StateError, match="refused /update_weights_from_disk with status 400"):
         server.load(policy, 2)
+    # What it has now is not known, and the former version is sent once more.
+    before = len(log(url))
+    server.load(policy, 1)
+    assert len(log(url)) == before + 1
     server.load(policy, 2)
     assert server.version == 2
     (tmp_path / "taken").write_text("")

@@ -22,19 +22,20 @@ from .built_in import make_task
 from .collect import Collector
 from .config import TrainConfig
 from .console import Console, console_for, line
-from .engine import Engine, InProcess
 from .evaluate import Passed, evaluate
 from .learn import Learner
 from .models import load
 from .rewards import Given, Rewards, functions_of
 from .run import RunDirectory, Summary, default_name, uninterrupted
-from .server import Server
+from .server import engine_of
 from .tasks import Task, draw, progress
 from .warmstart import warm_start
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+
+    from .engine import Engine
 
 
 class Trainer:
@@ -203,18 +204,7 @@ class Trainer:
 
     def make_engine(self) -> Engine:
         """Who samples."""
-        told = self.config.engine
-        if not told.url:
-            return InProcess(self.policy)
-        return Server(
-            told.url,
-            self.policy,
-            protocol=told.protocol,
-            weights=told.weights or self.run.path / "weights",
-            timeout=told.timeout,
-            retries=told.retries,
-            concurrency=told.concurrency,
-        )
+        return engine_of(self.config.engine, self.policy, self.run.path / "weights")
 
     def make_learner(self) -> None:
         """The learner of the policy as it is, which is the reference policy where there is one."""

@@ -20,7 +20,7 @@ from grpokit.errors import error
 
 from .calls import Calls, Lost
 from .dialects import DIALECTS, Answer
-from .engine import completion
+from .engine import InProcess, completion
 from .policy import without_progress_bars
 from .run import RunDirectory
 
@@ -28,11 +28,28 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from .config_tables import EngineConfig
+    from .engine import Engine
     from .policy import Completion, Policy
     from .sampling import Sampling
 
 _NAME = "grpokit-version-"
 _ROUNDING = 1e-3  # how far above 0 a log-prob may be
+
+
+def engine_of(told: EngineConfig, policy: Policy, weights: Path) -> Engine:
+    """The engine of a configuration; `weights` is where new weights go unless it says that itself."""
+    if not told.url:
+        return InProcess(policy)
+    return Server(
+        told.url,
+        policy,
+        protocol=told.protocol,
+        weights=told.weights or weights,
+        timeout=told.timeout,
+        retries=told.retries,
+        concurrency=told.concurrency,
+    )
 
 
 class Server:
@@ -165,9 +182,10 @@ class Server:
         self._check(answer, sampling.max_completion_length)
         if answer.version is not None and self._loaded is not None and answer.version != self._loaded:
             raise error("server_version", url=self.calls.url, given=answer.version, expected=self._loaded)
-        made = completion(self.policy, prompt, answer.token_ids, answer.logps, sampling=sampling, version=self.version)
-        ended = answer.token_ids[-1] == self.policy.tokenizer.eos_token_id
-        if answer.finish == "length" and len(answer.token_ids) < sampling.max_completion_length and not ended:
+        ids, logps = answer.token_ids, list(map(float, answer.logps))
+        made = completion(self.policy, prompt, ids, logps, sampling=sampling, version=self.version)
+        ended = ids[-1] == self.policy.tokenizer.eos_token_id
+        if answer.finish == "length" and len(ids) < sampling.max_completion_length and not ended:
             # The server's context is full.
             return dataclasses.replace(made, finish="length")
         return made
