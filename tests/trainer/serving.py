@@ -136,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "later":  # than three others
             with state.changed:
                 due = state.answered + 3
-                overtaken = state.changed.wait_for(lambda: state.answered >= due, timeout=30)
+                overtaken = state.changed.wait_for(lambda: state.answered >= due, timeout=10)
             if not overtaken and self.lost("400"):
                 return
         elif kind not in ("fine", "two", "no ids", *SPOILS) and self.lost(kind):
