@@ -641,6 +641,25 @@ KINDS: dict[str, Kind] = {
         FileError,
         "{path} is not the directory of a run: it has no config.toml. Give one that `grpokit train` has written.",
     ),
+    "server_failed": Kind(
+        StateError,
+        "{url} did not answer {path} in {tries} tries, the last time: {reason}. See that the server runs and that "
+        "engine.url is right; engine.timeout and engine.retries say how long it is waited for.",
+    ),
+    "server_refused": Kind(
+        StateError,
+        "{url} refused {path} with status {status}: {message}. {remedy}",
+    ),
+    "server_answer": Kind(
+        StateError,
+        "{url} answered {given}; expected {expected}. See which protocol it speaks (engine.protocol), that it is a "
+        "version which returns token ids, and that it serves the model that is trained.",
+    ),
+    "server_version": Kind(
+        StateError,
+        "{url} sampled with the weights {given!r}, and {expected!r} are those that were sent last: it did not load "
+        "them, was started again, or another run uses it. Give each run a server of its own.",
+    ),
     "not_a_run": Kind(
         FileError,
         "{path} is not the directory of a run, so it is not replaced. Choose another name, or remove it yourself.",

@@ -25,6 +25,7 @@ from grpokit.settings import read_setting
 from grpokit.stages import lookup
 
 from .config_tables import (
+    EngineConfig,
     EntropyControl,
     Evaluation,
     KLControl,
@@ -93,8 +94,8 @@ class TrainConfig:
         Of sampling, and of the log-probs that the loss reads.
     max_logp_gap : float
         The run stops where the sampler and the loss differ by more than this in the log-prob of a token that the
-        current weights sampled, in the mean over a step's: the sampler has other weights then. 0 for what the
-        precision allows, 0.001 in fp32 and 0.05 in bf16.
+        current weights sampled, in the mean over a step's: the sampler has other weights then. 0 for what is
+        to be expected: 0.001 in fp32, 0.05 in bf16 and of a server.
     learning_rate : float
         AdamW's, constant.
     max_grad_norm : float
@@ -129,6 +130,8 @@ class TrainConfig:
         The built-in model.
     sampling : SamplingConfig
         Which tokens may be sampled, and stop strings.
+    engine : EngineConfig
+        Who samples.
     warm_start : WarmStart
         Supervised learning before.
     evaluation : Evaluation
@@ -182,6 +185,7 @@ class TrainConfig:
     rewards: RewardConfig = field(default_factory=RewardConfig)
     tiny: TinyModel = field(default_factory=TinyModel)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
     snapshots: Snapshots = field(default_factory=Snapshots)
@@ -191,6 +195,9 @@ class TrainConfig:
         _check(self)
         check_choice(self, "precision", ("fp32", "bf16"))
         check_choice(self, "layout", ("auto", "packed", "padded"))
+        if self.engine.url and self.engine.protocol == "sglang" and self.how().truncated:
+            cut, expected = (self.sampling.top_p, self.sampling.top_k), "(1.0, 0): SGLang's log-probs are of all tokens"
+            raise error("bad_parameter", owner="SamplingConfig", name="top_p, top_k", given=cut, expected=expected)
         if self.updates_per_step > self.prompts_per_step:
             expected = f"at most prompts_per_step, {self.prompts_per_step}: an update needs a group"
             name, given = "updates_per_step", self.updates_per_step
@@ -283,8 +290,8 @@ class TrainConfig:
 
     @property
     def logp_gap_bound(self) -> float:
-        """`max_logp_gap`, or what the precision allows."""
-        return self.max_logp_gap or {"fp32": 1e-3, "bf16": 0.05}[self.precision]
+        """`max_logp_gap`, or what precision and engine allow."""
+        return self.max_logp_gap or (0.05 if self.engine.url else {"fp32": 1e-3, "bf16": 0.05}[self.precision])
 
     def how(self, temperature: float | None = None) -> Sampling:
         """How completions are sampled, at another temperature if one is given."""
@@ -298,9 +305,14 @@ class TrainConfig:
         )
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-        """Where another one differs: by ``table.key``, this value and the other."""
+        """Where another one differs: by ``table.key``, this value and the other.
+
+        A server may have moved, and be asked more or less patiently: that decides no number.
+        """
         return {
-            name: (mine, theirs) for name, mine, theirs in _pairs("", self.to_dict(), other.to_dict()) if mine != theirs
+            name: (mine, theirs)
+            for name, mine, theirs in _pairs("", self.to_dict(), other.to_dict())
+            if mine != theirs and not name.startswith("engine.")
         }
 
     def with_given(self, task: Any, functions: Any) -> TrainConfig:

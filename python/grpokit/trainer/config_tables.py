@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from grpokit.errors import error
 from grpokit.parameters import check_choice
@@ -118,6 +119,51 @@ class SamplingConfig:
                 given=self.stop,
                 expected="texts that are not empty",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Who samples: the policy in this process, or a server.
+
+    Parameters
+    ----------
+    url : str
+        Of the server, ``http://127.0.0.1:8000``; empty: in this process.
+    protocol : {"vllm", "sglang"}
+        How the server is spoken to.
+    timeout : float
+        Seconds that the server may be silent in a call, of which loading weights is one.
+    retries : int
+        How often a call is made again that was lost: no connection, a dropped one, silence, an answer that is cut off,
+        status 408, 429, or 500 and above.
+    concurrency : int
+        Completions that are asked for at once.
+    weights : str
+        A directory that the server can read, under the same path, for the weights of each update: this run's alone.
+        Empty: ``weights`` in the run's directory.
+    """
+
+    url: str = ""
+    protocol: str = "vllm"
+    timeout: float = above(0, 600.0)
+    retries: int = at_least(0, 5)
+    concurrency: int = at_least(1, 128)
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_choice(self, "protocol", ("vllm", "sglang"))
+        if self.url and not _is_url(self.url):
+            expected = "http://host:port, or https; empty to sample in this process"
+            raise error("bad_parameter", owner="EngineConfig", name="url", given=self.url, expected=expected)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

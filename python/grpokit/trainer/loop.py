@@ -28,6 +28,7 @@ from .learn import Learner
 from .models import load
 from .rewards import Given, Rewards, functions_of
 from .run import RunDirectory, Summary, default_name, uninterrupted
+from .server import engine_of
 from .signals import Stopping
 from .sinks import Sinks
 from .source import Now, Source
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
     from random import Random
+
+    from .engine import Engine
 
 
 class Trainer:
@@ -201,8 +204,10 @@ class Trainer:
         self.warm_start_seconds = perf_counter() - started
 
     def make_engine(self) -> Engine:
-        """Who samples."""
-        return InProcess(self.policy)
+        """Who samples, here."""
+        if self.config.async_level:
+            return InProcess(self.policy)  # a server is the rollout process's alone
+        return engine_of(self.config.engine, self.policy, self.run.path / "weights")
 
     def make_source(self) -> Source:
         """Where a step's rollouts come from."""

@@ -67,10 +67,10 @@ def serve(connection: Connection, send: Callable[[Any], None], setup: Setup) -> 
     from .ahead import handed_over
     from .built_in import make_task
     from .collect import Collector
-    from .engine import InProcess
     from .learn import steered
     from .models import load
     from .rewards import Rewards
+    from .server import engine_of
     from .weights import put
 
     config = setup.config
@@ -78,7 +78,7 @@ def serve(connection: Connection, send: Callable[[Any], None], setup: Setup) -> 
     task = make_task(config.task, rewarded=bool(setup.functions)) if setup.task is None else pickle.loads(setup.task)  # noqa: S301 - the trainer's
     recipe = config.make_recipe()
     policy = load(config, Random(f"{config.seed} weights").getrandbits(63))
-    engine = InProcess(policy)
+    engine = engine_of(config.engine, policy, setup.weights.with_name("weights"))
     with Rewards(task, setup.functions, config.rewards, lambda text: send(("note", text))) as rewards:
         collector = Collector(policy, engine, task, rewards, config)
         if recipe.rows_read("logp_ref"):

@@ -5,6 +5,7 @@ metrics.jsonl    one object a step, step 0 is the evaluation after the warm star
 rollouts.jsonl   some groups of each step, under grpokit's column names
 completions/     all rows of a step as Parquet, under the same names, where pyarrow is installed
 checkpoint/      model and tokenizer as `transformers` saves them; controllers.json where a coefficient is steered
+weights/         while the run goes on and a server samples: the weights that it is to load
 snapshots/       what the run goes on from, where it was stopped; reference.safetensors: the reference policy
 summary.json     how it ended
 """
