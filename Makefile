@@ -9,6 +9,11 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
+# So many processes run tests, each on a core of its own: TESTERS=4 where there are four.
+TESTERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q --durations=40
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(TESTERS) --dist worksteal
+
 KILLS ?= 200
 .PHONY: help setup train test test-rust test-python test-slow test-peers soak scoreboard sass bench bench-recipes bench-staleness bench-gpu carry docs fuzz format clean
 
@@ -53,17 +58,17 @@ test-python: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest grpokit._native
-	$(BIN)/python -m pytest -q
+	$(PARALLEL)
 
 test-slow: setup test-peers .triton36/.installed
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/rows
-	$(BIN)/python -m pytest -q -m slow
+	HYPOTHESIS_PROFILE=thorough $(PARALLEL) tests/rows
+	$(PARALLEL) -m slow
 
 soak: setup
 	GRPOKIT_KILLS=$(KILLS) $(BIN)/python -m pytest -q -m slow tests/trainer/test_resume.py
 
 test-peers: .peers/.installed
-	PYTHONPATH=.peers $(BIN)/python -m pytest -q -W ignore -m peers tests/peers
+	PYTHONPATH=.peers $(PARALLEL) -W ignore -m peers tests/peers
 
 .peers/.installed: requirements-peers.txt .venv/.project
 	@rm -rf .peers
