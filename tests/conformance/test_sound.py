@@ -62,6 +62,7 @@ def distinct():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # as where the kit runs: a warning is no answer to a reward that is no number
 @pytest.mark.parametrize(("kind", "name"), distinct())
 def test_a_sound_implementation_passes_ten_thousand_cases(kind, name):
     assert departures(kind, name, 0, 10_000) == []

@@ -12,7 +12,6 @@ are multiples of 2^-10, so that their differences are exact in fp32 too, except 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,6 @@ __all__ = [
 
 FINE = 2.0**-10
 MOST = {1: (12,), 2: (4, 5)}
-MASK = 3 + math.prod(MOST[2])  # bytes of a mask
 # Of log r; 20 is where ratios stop growing.
 FAR = (-18.0, -8.0, -3.0, -1.5, 1.5, 3.0, 8.0, 18.0)
 BOUNDS = (0.8, 1.2, 1.28)
@@ -62,22 +60,19 @@ def _bytes(size: int) -> st.SearchStrategy[bytes]:
     return st.binary(min_size=size, max_size=size)
 
 
-def _drawn(draw: st.DrawFn, *sizes: int) -> list[bytes]:
-    """Bytes, of which all that a strategy chooses is made, in parts: a draw costs more than what is drawn."""
-    drawn = draw(_bytes(sum(sizes)))
-    ends = list(itertools.accumulate(sizes))
-    return [drawn[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+def _drawn(draw: st.DrawFn, size: int) -> bytes:
+    """Bytes, of which all that a strategy chooses is made: a draw costs more than what is drawn."""
+    return draw(_bytes(size))
 
 
-def _room(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """As many bytes are drawn for small shapes as for the largest: each place keeps its own when a case shrinks."""
-    return tuple(map(max, shape, MOST[len(shape)]))
+def _cells(draw: st.DrawFn, shape: tuple[int, ...], *palettes: NDArray[Any]) -> list[NDArray[Any]]:
+    """An array of the shape for each palette of 256 numbers.
 
-
-def _cells(drawn: bytes, shape: tuple[int, ...], *palettes: NDArray[Any]) -> list[NDArray[Any]]:
-    """An array of the shape for each palette of 256 numbers; of a byte for each place of its room."""
-    places = np.frombuffer(drawn, np.uint8).reshape(len(palettes), *_room(shape))
-    found = places[(slice(None), *map(slice, shape))]
+    As many bytes are drawn for small shapes as for the largest: each place keeps its own when a case shrinks.
+    """
+    most = tuple(map(max, shape, MOST[len(shape)]))
+    drawn = np.frombuffer(_drawn(draw, math.prod(most) * len(palettes)), np.uint8).reshape(len(palettes), *most)
+    found = drawn[(slice(None), *map(slice, shape))]
     return [palette[at] for palette, at in zip(palettes, found, strict=True)]
 
 
@@ -107,9 +102,7 @@ def gaps(bounds: tuple[float, ...], *, exact: bool) -> NDArray[np.float64]:
 LOGPS = -np.abs(_palette((-1.0, -0.25, 0.0, -2.0, -16.0), 1.5, 2))
 ENTROPIES = np.abs(_palette((1.0, 0.0, 0.5, 2.0), 1.0, 3))
 ADVANTAGES = _palette((1.0, -1.0, 0.0, 0.5, -2.0, -0.75, FINE), 1.0, 4)
-LENGTHS = 1 + np.arange(256) % 7
 BASELINES = _palette((0.0, 1.0, 0.5), 1.0, 8)
-OFF_POLICY = np.arange(256) % 4 == 3
 NAMES = np.array([7, 3, -2, 2**40, 0, 11])
 REWARDS: tuple[NDArray[Any], ...] = (
     np.arange(256.0) % 2,
@@ -131,13 +124,7 @@ def ragged_masks(
     Edge cases: no padding; right and left padding; holes inside (tool outputs, masked turns); a row that is masked
     altogether (a truncated answer); everything masked; one row; one token.
     """
-    return _mask(*_drawn(draw, 3 + max_rows * max_tokens), max_rows, max_tokens, min_rows)
-
-
-def _mask(
-    drawn: bytes, max_rows: int = MOST[2][0], max_tokens: int = MOST[2][1], min_rows: int = 1
-) -> NDArray[np.bool_]:
-    s, t, kind, *rest = drawn
+    s, t, kind, *rest = _drawn(draw, 3 + max_rows * max_tokens)
     S, T = min_rows + s % (max_rows - min_rows + 1), 1 + t % max_tokens
     places, cells = np.arange(T), np.array(rest).reshape(max_rows, max_tokens)[:S, :T]
     lengths = cells[:, :1] % (T + 1)
@@ -160,8 +147,7 @@ def logprob_pairs(
     Edge cases: equal ones (ratio 1); a probability of 1; ratios just inside and just outside each of `bounds`, and with
     `exact` on it to the last bit; ratios up to e^±18.
     """
-    (drawn,) = _drawn(draw, 2 * math.prod(_room(shape)))
-    return _pair(*_cells(drawn, shape, LOGPS, gaps(bounds, exact=exact)))
+    return _pair(*_cells(draw, shape, LOGPS, gaps(bounds, exact=exact)))
 
 
 def _pair(l: NDArray[Any], d: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -206,17 +192,12 @@ def batches(
     masks : strategy, optional
         Other masks than `ragged_masks`.
     """
-    if masks is None:
-        of_mask, of_rows, of_cells = _drawn(draw, MASK, 1, 7 * math.prod(MOST[2]))
-        mask = _mask(of_mask)
-    else:
-        mask = draw(masks)
-        of_rows, of_cells = _drawn(draw, 1, 7 * math.prod(_room(mask.shape)))
+    mask = draw(ragged_masks() if masks is None else masks)
     S, T = shape = mask.shape
     palettes = LOGPS, gaps(bounds, exact=exact), gaps(weights, exact=False), gaps((), exact=False)
-    l, d, rho, y, H, A, off = _cells(of_cells, shape, *palettes, ENTROPIES, ADVANTAGES, OFF_POLICY)
+    l, d, rho, y, H, A, off = _cells(draw, shape, *palettes, ENTROPIES, ADVANTAGES, np.arange(256) % 4 == 3)
     logps, old = _pair(l, d)
-    by_row = bool(of_rows[0] % 2) if per_row is None else per_row
+    by_row = draw(st.booleans()) if per_row is None else per_row
     columns: dict[str, NDArray[Any]] = {
         "logps": logps,
         "old_logps": old,
@@ -241,12 +222,7 @@ def groups(draw: st.DrawFn, max_rows: int = MOST[1][0], *, equal: bool = False) 
     Edge cases: no rows; a single group; groups of one; unequal sizes; rows of a group that are not neighbours; ids that
     are neither small, nor sorted, nor positive. With `equal`: whole groups of one size, one after another.
     """
-    return _group_ids(*_drawn(draw, 3 + max_rows), equal=equal)
-
-
-def _group_ids(drawn: bytes, *, equal: bool) -> NDArray[np.int64]:
-    n, g, ordered, *rest = drawn
-    max_rows = len(rest)
+    n, g, ordered, *rest = _drawn(draw, 3 + max_rows)
     if equal:
         return np.repeat(NAMES[: 1 + g % 3], 2 + n % 3)
     N, most = n % (max_rows + 1), (2, 1, 4, 6)[g % 4]
@@ -265,18 +241,8 @@ def rewards(
     `signal=False` every group is constant, with True none of more than one row is. With `finite=False` one reward, if
     there are any, is NaN, ∞ or −∞.
     """
-    return _rewards(*_drawn(draw, *_reward_sizes(len(group_ids))), group_ids, signal=signal, finite=finite)
-
-
-def _reward_sizes(N: int) -> tuple[int, int]:
-    return 1 + max(N, MOST[1][0]) + len(NAMES), 2
-
-
-def _rewards(
-    drawn: bytes, spoilt: bytes, group_ids: NDArray[np.int64], *, signal: bool | None, finite: bool
-) -> NDArray[np.float64]:
     N, names = len(group_ids), dict.fromkeys(group_ids.tolist())
-    style, *rest = drawn
+    style, *rest = _drawn(draw, 1 + max(N, MOST[1][0]) + len(NAMES))
     found = REWARDS[style % len(REWARDS)][np.array(rest[:N], np.int64)]
     for i, g in enumerate(names):
         rows, byte = group_ids == g, rest[-1 - i % len(NAMES)]
@@ -285,7 +251,7 @@ def _rewards(
         elif signal and rows.sum() > 1 and np.ptp(found[rows]) == 0:
             found[np.argmax(rows)] += 1.0 + i
     if N and not finite:
-        at, which = spoilt
+        at, which = _drawn(draw, 2)
         found[at % N] = (np.nan, np.inf, -np.inf)[which % 3]
     return found
 
@@ -293,20 +259,18 @@ def _rewards(
 @st.composite
 def rollouts(draw: st.DrawFn, *, signal: bool | None = None, equal: bool = False, finite: bool = True) -> Rollouts:
     """Scored answers with their groups; edge cases of `groups` and `rewards`, and lengths from 1 on."""
-    (most,) = MOST[1]
-    of_ids, *of_rewards, of_cells = _drawn(draw, 3 + most, *_reward_sizes(most), 2 * most)
-    ids = _group_ids(of_ids, equal=equal)
-    found = _rewards(*of_rewards, ids, signal=signal, finite=finite)
-    lengths, baselines = _cells(of_cells, (len(ids),), LENGTHS, BASELINES)
+    ids = draw(groups(equal=equal))
+    N = len(ids)
+    found = draw(rewards(ids, signal=signal, finite=finite))
+    lengths, baselines = _cells(draw, (N,), 1 + np.arange(256) % 7, BASELINES)
     return Rollouts(ids, found, lengths, baselines)
 
 
 @st.composite
 def token_values(draw: st.DrawFn) -> TokenValues:
     """A value per token with a mask; edge cases of `ragged_masks`, and values of ±1e6 beside small ones."""
-    of_mask, of_cells = _drawn(draw, MASK, math.prod(MOST[2]))
-    mask = _mask(of_mask)
-    (values,) = _cells(of_cells, mask.shape, VALUES)
+    mask = draw(ragged_masks())
+    (values,) = _cells(draw, mask.shape, VALUES)
     return TokenValues(values, mask)
 
 
