@@ -343,7 +343,11 @@ class Subject:
         lengths, mask = case.lengths[rows], _token_mask(case)[rows]
         at_end = np.zeros(mask.shape)
         np.put_along_axis(at_end, lengths[..., None] - 1, case.rewards[rows][..., None], -1)
-        columns = {"rewards": case.rewards[rows], "shaped_rewards": case.shaped[rows], "token_rewards": at_end}
+        columns: dict[str, NDArray[Any]] = {
+            "rewards": case.rewards[rows],
+            "shaped_rewards": case.shaped[rows],
+            "token_rewards": at_end,
+        }
         columns |= {"lengths": lengths, "baselines": case.baselines[rows], "group_ids": ids}
         found = {k: self._array(x, dtype) for k, x in columns.items() if k in self.sources}
         if "mask" in self.sources:
