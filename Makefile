@@ -19,8 +19,8 @@ KILLS ?= 200
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
-	@echo "make test       everything that a contributor runs before a change (about 15 minutes)"
-	@echo "make test-slow  the slow and heavy checks (more than an hour)"
+	@echo "make test       everything that a contributor runs before a change (about 12 minutes on two cores)"
+	@echo "make test-slow  the slow and heavy checks (about 45 minutes on two cores)"
 	@echo "make soak       kills runs of the trainer at any moment and resumes them (KILLS=200, about an hour)"
 	@echo "make test-peers what is compared with TRL, verl and Liger, which are installed beside the project"
 	@echo "make scoreboard  the conformance kit over TRL, verl, Liger and grpokit, written to docs/scoreboard.md (about 10 minutes)"
