@@ -9,13 +9,18 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
+# So many processes run tests, each on a core of its own: TESTERS=4 where there are four.
+TESTERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q --durations=40
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(TESTERS) --dist worksteal
+
 KILLS ?= 200
 .PHONY: help setup train test test-rust test-python test-slow test-peers soak scoreboard sass bench bench-recipes bench-staleness bench-gpu carry docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
-	@echo "make test       everything that a contributor runs before a change (about 15 minutes)"
-	@echo "make test-slow  the slow and heavy checks (more than an hour)"
+	@echo "make test       everything that a contributor runs before a change (about 12 minutes on two cores)"
+	@echo "make test-slow  the slow and heavy checks (about 45 minutes on two cores)"
 	@echo "make soak       kills runs of the trainer at any moment and resumes them (KILLS=200, about an hour)"
 	@echo "make test-peers what is compared with TRL, verl and Liger, which are installed beside the project"
 	@echo "make scoreboard  the conformance kit over TRL, verl, Liger and grpokit, written to docs/scoreboard.md (about 10 minutes)"
@@ -53,17 +58,17 @@ test-python: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest grpokit._native
-	$(BIN)/python -m pytest -q
+	$(PARALLEL)
 
 test-slow: setup test-peers .triton36/.installed .sinks/.installed
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/rows
-	$(BIN)/python -m pytest -q -m slow
+	HYPOTHESIS_PROFILE=thorough $(PARALLEL) tests/rows
+	$(PARALLEL) -m slow
 
 soak: setup
 	GRPOKIT_KILLS=$(KILLS) $(BIN)/python -m pytest -q -m slow tests/trainer/test_resume.py
 
 test-peers: .peers/.installed
-	PYTHONPATH=.peers $(BIN)/python -m pytest -q -W ignore -m peers tests/peers
+	PYTHONPATH=.peers $(PARALLEL) -W ignore -m peers tests/peers
 
 .peers/.installed: requirements-peers.txt .venv/.project
 	@rm -rf .peers

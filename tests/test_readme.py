@@ -26,12 +26,22 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", text, re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """By page: where its snippets run, what they have defined, and how many have run."""
+    return {page: (tmp_path_factory.mktemp("page"), {}, []) for page in PAGES}
+
+
 @pytest.mark.parametrize(("page", "number"), [(page, n) for page in PAGES for n in range(len(blocks(page)))])
-def test_snippet(page, number, tmp_path, monkeypatch):
+def test_snippet(page, number, begun, monkeypatch):
     """A snippet may use what the earlier ones defined; a text block right after it is what it prints."""
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for code, printed in blocks(page)[: number + 1]:
+    place, namespace, done = begun[page]
+    monkeypatch.chdir(place)
+    if len(done) > number:
+        namespace.clear()
+        done.clear()
+    for code, printed in blocks(page)[len(done) : number + 1]:
+        done.append(code)
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             exec(compile(code, page, "exec"), namespace)

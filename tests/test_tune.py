@@ -57,12 +57,26 @@ TABLES += [f'{{"sm_90": {{"stats": {{"block": {block}, "warps": {warps}}}}}}}' f
 TABLES += ['{"sm_90": {"stats": {"block": 64, "warps": 4, "stages": 0}}}', '{"sm90": {"stats": {}}}', None]
 
 
-@pytest.mark.parametrize("text", TABLES)
-def test_a_table_that_is_none(tmp_path, text):
-    path = tmp_path / "table.json"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    environment = os.environ | {"GRPOKIT_KERNEL_TABLE": str(path)}
-    done = subprocess.run([sys.executable, "-c", READ], env=environment, capture_output=True, text=True)
-    assert f"GRPOKIT_KERNEL_TABLE={path}: " in done.stderr
-    assert "expected a file that `grpokit tune -o FILE` wrote" in done.stderr
+REFUSED = """
+import os, sys
+import torch
+from grpokit.kernels.table import choose
+for path in sys.argv[1:]:
+    os.environ["GRPOKIT_KERNEL_TABLE"] = path
+    try:
+        print("read", choose("stats", torch.device("cpu")))
+    except ValueError as problem:
+        print(problem)
+"""
+
+
+def test_a_table_that_is_none(tmp_path):
+    paths = [tmp_path / f"{i}.json" for i in range(len(TABLES))]
+    for path, text in zip(paths, TABLES, strict=True):
+        if text is not None:
+            path.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-c", REFUSED, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for path, text, said in zip(paths, TABLES, done.stdout.splitlines(), strict=True):
+        assert said.startswith(f"GRPOKIT_KERNEL_TABLE={path}: "), text
+        assert said.endswith("expected a file that `grpokit tune -o FILE` wrote"), text

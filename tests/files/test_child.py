@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,9 @@ def test_killed_at_any_moment(tmp_path, large, whom):
     """Parent or child alone, from the first moments on."""
     rng, target = random.Random(0), tmp_path / "out.jsonl"
     command = [*COMMAND, str(large), "-o", str(target), "--recipe", "rloo"]
+    start = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
+    taken = time.monotonic() - start
     whole = target.read_bytes()
     target.unlink()
     found = {"none": 0, "whole": 0}
@@ -216,7 +219,7 @@ def test_killed_at_any_moment(tmp_path, large, whom):
         while child is None and running.poll() is None:
             child = next(iter(children(running.pid)), None)
         try:
-            running.wait(timeout=rng.uniform(0.0, 2.0))
+            running.wait(timeout=rng.uniform(0.0, 1.6 * taken))
         except subprocess.TimeoutExpired:
             # The child may be done already, and the parent about to be.
             with contextlib.suppress(ProcessLookupError):

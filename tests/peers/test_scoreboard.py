@@ -37,7 +37,7 @@ def test_a_command_shows_what_the_page_says(name, law):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert ran.returncode == 1, ran.stderr
     (verdict,) = json.loads(ran.stdout)["verdicts"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -52,7 +52,7 @@ def make(library: str, x: NDArray[Any], dtype: str = "float64") -> Any:
     if library == "torch":
         import torch
 
-        made = torch.tensor(x)
+        made = torch.from_numpy(np.array(x, order="C"))
         return made.to(getattr(torch, dtype)) if floating else made
     if library == "jax":
         jnp: Any = importlib.import_module("jax.numpy")
@@ -74,14 +74,12 @@ def format_of(x: Any) -> str:
     return str(getattr(x, "dtype", "float64")).replace("torch.", "")
 
 
-@contextlib.contextmanager
-def double_precision(library: str) -> Iterator[None]:
+def double_precision(library: str) -> contextlib.AbstractContextManager[Any]:
     """Jax computes in float64 only where it is told to."""
     if library != "jax":
-        yield
-        return
-    with importlib.import_module("jax").enable_x64(True):
-        yield
+        return contextlib.nullcontext()
+    made: contextlib.AbstractContextManager[Any] = importlib.import_module("jax").enable_x64(True)
+    return made
 
 
 def slopes(

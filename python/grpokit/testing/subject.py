@@ -7,6 +7,7 @@ of the forms that it takes, the one whose results are right on a plain case, so 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ class Subject:
     after: Callable[[], None] = lambda: None
     last: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def sources(self) -> frozenset[str]:
         """What it is given."""
         return frozenset(a.source for a in self.arguments if a.source)
@@ -324,17 +325,17 @@ class Subject:
         def cut(x: NDArray[Any]) -> NDArray[Any]:
             return x[live] if packed else x
 
+        columns = {k: cut(x) for k, x in case.columns.items()}
+        columns |= {"rollout_ids": case["rollout_ids"][:, 0], "row_advantages": case["advantages"][:, 0]}
+        columns |= {"lengths": lengths, "cu_seqlens": np.concatenate([[0], lengths.cumsum()])}
+        if self.form.advantages == "row":
+            columns["advantages"] = columns["row_advantages"]
         # Half formats are for log-probs, which is where they come from.
         rest = "float32" if dtype in arrays.HALVES else dtype
-        formats = {k: dtype if k in LOGPS else rest for k in case.columns}
-        found = {k: self._array(cut(x), formats[k]) for k, x in case.columns.items() if k in self.sources}
-        if "advantages" in found and self.form.advantages == "row":
-            found["advantages"] = self._array(case["advantages"][:, 0], rest)
-        found["rollout_ids"] = self._array(case["rollout_ids"][:, 0], rest)
-        found["row_advantages"] = self._array(case["advantages"][:, 0], rest)
-        found["mask"] = self._mask(cut(live), rest)
-        found["lengths"] = self._array(lengths, rest)
-        found["cu_seqlens"] = self._array(np.concatenate([[0], lengths.cumsum()]).astype(np.int64), rest)
+        formats = {k: dtype if k in LOGPS else rest for k in columns}
+        found = {k: self._array(x, formats[k]) for k, x in columns.items() if k in self.sources}
+        if "mask" in self.sources:
+            found["mask"] = self._mask(cut(live), rest)
         return found | {"num_tokens": int(lengths.sum()), "num_sequences": S}
 
     def _row_columns(self, case: Rollouts, rows: NDArray[np.intp], dtype: str) -> dict[str, Any]:
@@ -342,16 +343,17 @@ class Subject:
         lengths, mask = case.lengths[rows], _token_mask(case)[rows]
         at_end = np.zeros(mask.shape)
         np.put_along_axis(at_end, lengths[..., None] - 1, case.rewards[rows][..., None], -1)
-        found = {
-            "rewards": self._array(case.rewards[rows], dtype),
-            "shaped_rewards": self._array(case.shaped[rows], dtype),
-            "token_rewards": self._array(at_end, dtype),
-            "mask": self._mask(mask, dtype),
-            "lengths": self._array(lengths, dtype),
-            "baselines": self._array(case.baselines[rows], dtype),
-            "num_generations": int(np.unique(case.group_ids, return_counts=True)[1].max(initial=1)),
-            "group_ids": self._array(ids, dtype),
+        columns: dict[str, NDArray[Any]] = {
+            "rewards": case.rewards[rows],
+            "shaped_rewards": case.shaped[rows],
+            "token_rewards": at_end,
         }
+        columns |= {"lengths": lengths, "baselines": case.baselines[rows], "group_ids": ids}
+        found = {k: self._array(x, dtype) for k, x in columns.items() if k in self.sources}
+        if "mask" in self.sources:
+            found["mask"] = self._mask(mask, dtype)
+        if "num_generations" in self.sources:
+            found["num_generations"] = int(np.unique(case.group_ids, return_counts=True)[1].max(initial=1))
         if self.form.ids == "dense":
             found["group_ids"] = self._array(np.unique(ids, return_inverse=True)[1].reshape(ids.shape), dtype)
         elif self.form.ids != "own":
