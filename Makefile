@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q --durations=40
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(TESTERS) --dist worksteal
 
 KILLS ?= 200
-.PHONY: help setup train test test-rust test-python test-slow test-peers soak scoreboard sass bench bench-recipes bench-staleness bench-gpu carry docs fuzz format clean
+.PHONY: help setup train test test-rust test-python test-slow test-peers soak scoreboard sass bench bench-recipes bench-staleness bench-train bench-gpu carry docs fuzz format clean
 
 help:
 	@echo "make train      a tiny model learns to sort under DAPO: offline, about a minute (ARGS='--set recipe=grpo')"
@@ -27,6 +27,7 @@ help:
 	@echo "make sass       what the compiler makes of the Triton kernels, written to benches/results (2 minutes, no GPU)"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
+	@echo "make bench-train  the trainer beside TRL's: the same model, task, loss and learning rate (about 5 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
 	@echo "make bench-gpu  .carried/, with all that benches/gpu/run.py needs on a machine with a GPU, and the command to run there"
 	@echo "make docs       writes docs/algorithms.md, docs/off_policy.md and their plots from the register"
@@ -97,6 +98,9 @@ bench: .peers/.installed
 
 bench-recipes: setup
 	$(BIN)/python benches/python/recipes.py $(ARGS)
+
+bench-train: .peers/.installed
+	PYTHONPATH=.peers $(BIN)/python -W ignore benches/python/train.py $(ARGS)
 
 bench-staleness: setup
 	$(BIN)/python benches/python/staleness.py $(ARGS)

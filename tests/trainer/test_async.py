@@ -27,9 +27,9 @@ def same(one, other):
     """Everything that two runs leave behind, but for their ledgers, which count what was lost on the way."""
     found = []
     for run in (one, other):
-        metrics, rollouts, weights, summary = told(run)
+        *files, summary = told(run)
         summary.pop("ledger")
-        found.append((metrics, rollouts, weights, summary))
+        found.append((files, summary))
     assert found[0] == found[1]
 
 
@@ -42,7 +42,7 @@ def balanced(counts, steps):
 
 class Level0(Trainer):
     def make_source(self):
-        return Ahead(self.config, sendable(self.task, [], 0), [], self.run, self.console.note)
+        return Ahead(self.config, sendable(self.task, [], 0), [], self.run, clock=self.clock, note=self.console.note)
 
 
 @pytest.fixture
@@ -149,10 +149,10 @@ def test_a_run_ahead_goes_on_where_it_stopped(config, train, tmp_path, monkeypat
     train(config, "alone")
     real = getattr(Trainer, moment)
 
-    def stop(self, step):
+    def stop(self, step, **more):
         if step in {4, "finished"}:
             raise Stopped
-        return real(self, step)
+        return real(self, step, **more)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, moment, stop)
@@ -209,7 +209,22 @@ def test_what_another_process_cannot_import(config, train, tmp_path):
     train(dataclasses.replace(ahead, steps=1), "run")
 
 
+@dataclasses.dataclass(frozen=True)
+class Homesick(Echo):
+    """Has prompts in one process alone."""
+
+    pid: int = 0
+
+    def prompts(self, rng, n):
+        if os.getpid() != self.pid:
+            raise ZeroDivisionError("no prompts today")
+        return super().prompts(rng, n)
+
+
 def test_what_fails_in_the_process_is_raised_here(config, train, tmp_path):
+    with pytest.raises(gk.StateError, match=r"the rollout process failed, as shown above: ZeroDivisionError") as caught:
+        train(dataclasses.replace(config, async_level=1), "failed", task=Homesick(os.getpid()))
+    assert caught.value.kind == "rollout_failed"
     (tmp_path / "wrong.py").write_text("def wrong(completions):\n    return 'a text'\n")
     config = dataclasses.replace(config, async_level=1).with_settings(
         [f'rewards.functions=["{tmp_path}/wrong.py:wrong"]']

@@ -24,6 +24,7 @@ SUMMARY = Summary(
     steps=100,
     before=passed(0, (0.3, 0.01), (0.7, 0.02), (0.9, 0.03), (0.4, 0.04), (0.5, 0.05)),
     after=passed(100, (0.8, 0.02), (0.9, 0.02), (0.99, 0.01), (0.85, 0.01), (0.84, 0.01)),
+    ledger=None,
     completions=1000,
     used=700,
     warm_start_seconds=1.0,

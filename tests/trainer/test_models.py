@@ -155,6 +155,8 @@ def test_what_a_run_holds(config, saved):
         held, policy = memory(config_of), load(config_of, seed=1)
         assert held["the weights"] == sum(w.numel() * w.element_size() for w in policy.model.parameters())
         assert held["the reference policy"] == held["the weights"]
+        assert "the rollout process" not in held
+        assert memory(dataclasses.replace(config_of, async_level=1))["the rollout process"] == held["the weights"]
         trained = sum(w.numel() for w in policy.trained())
         assert (held["their gradients"], held["the optimizer"]) == (4 * trained, 8 * trained)
 

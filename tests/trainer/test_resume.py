@@ -110,11 +110,11 @@ def test_wherever_it_stops(config, task, silent, tmp_path, monkeypatch, changes,
     Trainer(config, directory=tmp_path / "alone", **how).train()
     real = getattr(Trainer, moment)
 
-    def stop(self, step):
+    def stop(self, step, **more):
         # The end is told its status, and not a step.
         if step in {4, "finished"}:
             raise Stopped
-        return real(self, step)
+        return real(self, step, **more)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, moment, stop)

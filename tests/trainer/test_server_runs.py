@@ -12,6 +12,7 @@ from grpokit.trainer.config import Evaluation, Snapshots
 from grpokit.trainer.config_tables import EngineConfig
 
 from .conftest import log, post
+from .test_resume import clock
 
 SMALL = [
     "tiny.hidden_size=16", "tiny.intermediate_size=32", "tiny.layers=2", "tiny.heads=2", "evaluation.prompts=6",
@@ -25,7 +26,7 @@ def lines(path):
 
 
 def numbers(run):
-    return [{k: v for k, v in row.items() if k != "step_time"} for row in lines(run / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if not clock(k)} for row in lines(run / "metrics.jsonl")]
 
 
 def train(tmp_path, name, *settings):

@@ -113,6 +113,8 @@ def memory(config: TrainConfig) -> dict[str, int]:
     of = {"the weights": weights, "their gradients": 4 * trained, "the optimizer": 8 * trained}
     if config.make_recipe().reads("ref_logps"):
         of["the reference policy"] = weights
+    if config.async_level:
+        of["the rollout process"] = weights
     return of
 
 
