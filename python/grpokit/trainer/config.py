@@ -29,6 +29,7 @@ from .config_tables import (
     KLControl,
     LoRA,
     LRControl,
+    RanksConfig,
     SamplingConfig,
     Snapshots,
     TinyModel,
@@ -131,6 +132,8 @@ class TrainConfig:
         Held-out pass@1.
     snapshots : Snapshots
         What the run goes on from.
+    ranks : RanksConfig
+        Several processes.
 
     Raises
     ------
@@ -178,6 +181,7 @@ class TrainConfig:
     warm_start: WarmStart = field(default_factory=WarmStart)
     evaluation: Evaluation = field(default_factory=Evaluation)
     snapshots: Snapshots = field(default_factory=Snapshots)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
         _check(self)

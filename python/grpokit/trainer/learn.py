@@ -12,6 +12,8 @@ from grpokit.controllers import AdaptiveEntropy, AdaptiveKL, ESSLearningRate, ef
 from grpokit.errors import error
 
 from .agreement import check_agreement, logp_gaps
+from .dealt import Measured, micro_batches, observe
+from .shards import full, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +69,11 @@ class Learner:
         batch = self.policy.pad([sampled.completions[row] for row in kept])
         advantages = _advantages(sampled, kept, batch)
         off_policy = torch.tensor([sampled.completions[row].off_policy for row in kept], device=batch.targets.device)
-        old_logps, entropies = self.policy.logps(batch, config.temperature, config.microbatch_tokens)
+        group_id = sampled.group_id[kept]
+        old_logps, entropies = self._logps(self.policy, batch, group_id)
+        ref_logps = None
+        if self.reference is not None and self.recipe.reads("ref_logps"):
+            ref_logps, _ = self._logps(self.reference, batch, group_id)
         # The sampler has no say about demonstrations: corrections weigh them 1.
         shown = off_policy[:, None] & batch.mask
         batch.rollout_logps[shown] = old_logps[shown]
@@ -81,8 +87,14 @@ class Learner:
             check_agreement(gaps[current], config.logp_gap_bound, self.updates)
         mismatch = gk.mismatch_stats(old_logps.cpu(), batch.rollout_logps.cpu(), sampled_mask.cpu()).metrics()
         staleness = (self.updates - versions)[~off_policy] if not off_policy.all() else versions.new_zeros(1)
-        dealt = self._deal(sampled.group_id[kept])
-        measured = [self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows]) for rows in dealt]
+        dealt = self._deal(group_id)
+        columns = {"advantages": advantages, "old_logps": old_logps, "ref_logps": ref_logps, "off_policy": off_policy}
+        with self.policy.ranks.phase("learning"):
+            self.policy.ranks.meet()
+            measured = [
+                self._update(batch[rows], {name: x if x is None else x[rows] for name, x in columns.items()}, sizes)
+                for rows, sizes in dealt
+            ]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
         entropy = entropies[batch.mask].mean().item()
         return {
@@ -124,46 +136,59 @@ class Learner:
         if self.lr_control:
             self.lr_control.load_state_dict(states["lr_scale"])
 
-    def _deal(self, group_id: NDArray[np.int64]) -> list[Tensor]:
-        """The rows of each update: whole groups, dealt evenly."""
-        groups = np.unique(group_id)
-        hands = np.array_split(groups, min(self.config.updates_per_step, len(groups)))
-        return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
+    def _logps(self, policy: Policy, batch: Padded, group_id: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of all rows, each rank's of its own groups."""
+        config, device = self.config, batch.targets.device
 
-    def _update(self, rows: Padded, advantages: Tensor, old_logps: Tensor, off_policy: Tensor) -> dict[str, float]:
-        config, ref_logps = self.config, None
-        if self.reference is not None and self.recipe.reads("ref_logps"):
-            ref_logps, _ = self.reference.logps(rows, config.temperature, config.microbatch_tokens)
+        def own(rows: slice) -> tuple[Tensor, Tensor]:
+            found = policy.logps(batch[rows], config.temperature, config.microbatch_tokens)
+            return found[0].cpu(), found[1].cpu()
+
+        with whole(policy):
+            parts = policy.ranks.spread("learning", np.unique(group_id, return_counts=True)[1].tolist(), own)
+        logps, entropies = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
+        return logps, entropies
+
+    def _deal(self, group_id: NDArray[np.int64]) -> list[tuple[Tensor, list[int]]]:
+        """The rows of each update, and those of each of its groups: whole groups, dealt evenly."""
+        groups, sizes = np.unique(group_id, return_counts=True)
+        hands = np.array_split(np.arange(len(groups)), min(self.config.updates_per_step, len(groups)))
+        rows = (torch.from_numpy(np.flatnonzero(np.isin(group_id, groups[hand]))) for hand in hands)
+        return [(own, sizes[hand].tolist()) for own, hand in zip(rows, hands, strict=True)]
+
+    def _update(self, rows: Padded, columns: dict[str, Tensor | None], sizes: list[int]) -> dict[str, float]:
+        config, ranks = self.config, self.policy.ranks
+        own = ranks.shares(sizes)[ranks.rank]
+        mine = rows[own]
         batch = gk.TokenBatch(
-            targets=rows.targets,
-            mask=rows.mask,
-            advantages=advantages,
-            old_logps=old_logps,
-            rollout_logps=rows.rollout_logps,
-            ref_logps=ref_logps,
-            off_policy=off_policy,
-            inputs=rows.inputs,
+            targets=mine.targets,
+            mask=mine.mask,
+            rollout_logps=mine.rollout_logps,
+            inputs=mine.inputs,
             temperature=config.temperature,
             step=self.updates,
+            rollout_ids=torch.arange(len(rows.targets), device=rows.targets.device)[own],
+            **{name: x if x is None else x[own] for name, x in columns.items()},
         )
+        if ranks.world > 1:
+            batch.synchronize(self.recipe)
         parts = batch.split(max_tokens=config.microbatch_tokens)
         if batch.needs_whole(self.recipe):
-            for part in parts:
-                self.policy.observe(part, self.recipe)
+            observe(self.policy, mine, parts, self.recipe, config)
         self.optimizer.zero_grad()
-        metrics: dict[str, float] = {}
-        log_weights = []
-        for part in parts:
-            out = self.policy.loss(part, self.recipe)
-            out.loss.backward()  # type: ignore[no-untyped-call]
-            log_weights += [] if out.log_weights is None else [out.log_weights]
-            del out.metrics["kernel"]
-            for name, value in ({"loss": out.loss} | out.metrics).items():
-                metrics[name] = metrics.get(name, 0.0) + value.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm)
+        measured = Measured(batch.live_tokens)
+        for part in micro_batches(parts, ranks, sizes, config.microbatch_tokens):
+            if part is None:
+                self.policy.no_loss(rows.inputs, rows.targets.shape[1]).sum().backward()  # type: ignore[no-untyped-call]
+            elif len(part.live.lengths):
+                measured.add(self.policy.loss(part, self.recipe))
+            else:
+                logits = self.policy.no_loss(rows.inputs, rows.targets.shape[1])
+                measured.add(gk.loss.from_logits(logits, part, self.recipe, kernel="eager"))
+        norm = full(torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm))
         if not norm.isfinite():
             raise error("diverged", what="the gradient's norm")
-        weights = torch.cat(log_weights)
+        metrics, weights = measured.of_all(ranks)
         scale = self.lr_control.update(weights) if self.lr_control else 1.0
         self._step(config.learning_rate * scale)
         metrics |= {"grad_norm": norm.item(), "mismatch/ess_current": effective_sample_size(weights)}

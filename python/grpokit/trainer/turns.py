@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import chain
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from grpokit.errors import error
 
 from .chat import MESSAGES, rendered
 from .policy import Completion
+from .ranks import groups_of
 from .tasks import Converses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from random import Random
 
     from .engine import Engine
     from .policy import Policy
@@ -47,22 +49,34 @@ def answers(
     task : Task
         Answers the policy, if it `Converses`.
     items : sequence of Item, (N,)
-        What is asked; repeat an item to have a group.
+        What is asked; repeat an item to have a group. Each rank samples whole groups.
     sampling : Sampling
         How; its length bounds all turns of a conversation together, the environment's tokens included.
     max_turns : int
         How often the policy speaks at most; a conversation that is not over then ends as one that is too long.
     seeds : Random
-        Where each turn's seeds come from.
+        Where each completion's seed comes from; a conversation's later turns follow from it.
 
     Returns
     -------
     list of Completion, (N,)
     """
     prompts = policy.encode(rendered(policy.tokenizer, items))
-    if not isinstance(task, Converses):
-        return engine.generate(prompts, [seeds.getrandbits(63) for _ in items], sampling)
-    talks = [_Talk(item, prompt) for item, prompt in zip(items, prompts, strict=True)]
+    drawn = [seeds.getrandbits(63) for _ in items]
+
+    def own(rows: slice) -> list[Completion]:
+        if isinstance(task, Converses):
+            talks = [_Talk(*one) for one in zip(items[rows], prompts[rows], map(Random, drawn[rows]), strict=True)]
+            _converse(engine, policy, task, talks, sampling=sampling, max_turns=max_turns)
+            return [talk.completion() for talk in talks]
+        return engine.generate(prompts[rows], drawn[rows], sampling) if prompts[rows] else []
+
+    return list(chain(*policy.ranks.spread("sampling", groups_of(items), own)))
+
+
+def _converse(
+    engine: Engine, policy: Policy, task: Converses, talks: list[_Talk], *, sampling: Sampling, max_turns: int
+) -> None:
     longest = sampling.max_completion_length
     for turn in range(max_turns):
         going = [talk for talk in talks if not talk.finish]
@@ -70,7 +84,7 @@ def answers(
             break
         # One length for all, since they are sampled together; each keeps what it has room for.
         room = dataclasses.replace(sampling, max_completion_length=max(longest - len(t.ids) for t in going))
-        drawn = [seeds.getrandbits(63) for _ in going]
+        drawn = [talk.seeds.getrandbits(63) for talk in going]
         for talk, said in zip(going, engine.generate([t.prompt + t.ids for t in going], drawn, room), strict=True):
             talk.hear(said, longest)
             if talk.finish:
@@ -85,7 +99,6 @@ def answers(
                 talk.finish = "length"
             else:
                 talk.see(reply, policy, longest)
-    return [talk.completion() for talk in talks]
 
 
 @dataclass
@@ -94,6 +107,7 @@ class _Talk:
 
     item: Item
     prompt: list[int]
+    seeds: Random
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     own: list[bool] = field(default_factory=list)
