@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from grpokit.errors import error
 
 from .agreement import check_agreement, logp_gaps
 from .dealt import Measured, micro_batches, observe
+from .ranks import groups_of
 from .shards import full, whole
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ class Learner:
         with self.policy.ranks.phase("learning"):
             self.policy.ranks.meet()
             measured = [
-                self._update(batch[rows], {name: x if x is None else x[rows] for name, x in columns.items()}, sizes)
-                for rows, sizes in dealt
+                self._update(batch[rows], _at(columns, rows), groups_of(group_id[rows.numpy()].tolist()))
+                for rows in dealt
             ]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
         entropy = entropies[batch.mask].mean().item()
@@ -145,16 +146,15 @@ class Learner:
             return found[0].cpu(), found[1].cpu()
 
         with whole(policy):
-            parts = policy.ranks.spread("learning", np.unique(group_id, return_counts=True)[1].tolist(), own)
+            parts = policy.ranks.spread("learning", groups_of(group_id.tolist()), own)
         logps, entropies = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
         return logps, entropies
 
-    def _deal(self, group_id: NDArray[np.int64]) -> list[tuple[Tensor, list[int]]]:
-        """The rows of each update, and those of each of its groups: whole groups, dealt evenly."""
-        groups, sizes = np.unique(group_id, return_counts=True)
-        hands = np.array_split(np.arange(len(groups)), min(self.config.updates_per_step, len(groups)))
-        rows = (torch.from_numpy(np.flatnonzero(np.isin(group_id, groups[hand]))) for hand in hands)
-        return [(own, sizes[hand].tolist()) for own, hand in zip(rows, hands, strict=True)]
+    def _deal(self, group_id: NDArray[np.int64]) -> list[Tensor]:
+        """The rows of each update: whole groups, dealt evenly."""
+        groups = np.unique(group_id)
+        hands = np.array_split(groups, min(self.config.updates_per_step, len(groups)))
+        return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
 
     def _update(self, rows: Padded, columns: dict[str, Tensor | None], sizes: list[int]) -> dict[str, float]:
         config, ranks = self.config, self.policy.ranks
@@ -168,7 +168,7 @@ class Learner:
             temperature=config.temperature,
             step=self.updates,
             rollout_ids=torch.arange(len(rows.targets), device=rows.targets.device)[own],
-            **{name: x if x is None else x[own] for name, x in columns.items()},
+            **_at(columns, own),
         )
         if ranks.world > 1:
             batch.synchronize(self.recipe)
@@ -199,6 +199,10 @@ class Learner:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.updates += 1
+
+
+def _at(columns: dict[str, Tensor | None], rows: Any) -> dict[str, Tensor | None]:
+    return {name: x if x is None else x[rows] for name, x in columns.items()}
 
 
 def steered(

@@ -250,8 +250,8 @@ def join(timeout: float) -> Ranks:
 
 
 def groups_of(rows: Sequence[Any]) -> list[int]:
-    """How many rows each group has: those that follow one another and are one object."""
-    return [len(list(group)) for _, group in groupby(rows, key=id)]
+    """How many rows each group has: those that follow one another with one item, the same object, or one id."""
+    return [len(list(group)) for _, group in groupby(rows, key=lambda row: row if isinstance(row, int) else id(row))]
 
 
 def _marked(problem: Exception) -> Exception:
