@@ -641,6 +641,11 @@ KINDS: dict[str, Kind] = {
         "the connection to {ranks} broke off while rank {rank} was in the phase {phase!r}: {seen}. It has ended; see "
         "what it said last, or where memory ran out. --resume goes on from the last snapshot.",
     ),
+    "ranks_differ": Kind(
+        StateError,
+        "the ranks drew different prompts of the task {task}. Its prompts(rng, n) must depend on rng alone, and its "
+        "files must be the same on all machines.",
+    ),
     "rank_failed": Kind(
         StateError,
         "rank {rank} failed in the phase {phase!r}, and all stop: {reason}. Its own output has the traceback.",

@@ -260,7 +260,7 @@ def test_resumed_on_another_number_of_ranks(tmp_path):
 
 
 BREAKING = """
-import os, signal, sys, time
+import os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,6 +286,11 @@ class Breaking(Echo):
         if rank == 1 and how == "score":
             raise ValueError("no score")
         return super().score(completion, item)
+
+    def prompts(self, rng, n):
+        if how == "differ":
+            rng = random.Random(rank)
+        return super().prompts(rng, n)
 
 def broken(*_, **__):
     if how == "unforeseen":
@@ -364,6 +369,14 @@ def test_what_one_raises_all_raise(tmp_path):
     assert first == second
     assert first[0] == "reward_failed"
     assert "no score" in first[1]
+
+
+@pytest.mark.slow
+def test_ranks_that_drew_other_prompts(tmp_path):
+    first, second = two(tmp_path, "differ")
+    assert first == second
+    assert first[0] == "ranks_differ"
+    assert "task Breaking" in first[1]
 
 
 @pytest.mark.slow

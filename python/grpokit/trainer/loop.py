@@ -239,10 +239,7 @@ class Trainer:
         with self.ranks.phase("evaluation"), whole(self.policy):
             self.engine.load(self.policy, self.learner.updates)
             passed = evaluate(
-                self.engine,
-                self.policy,
-                self.task,
-                self.rewards,
+                *(self.engine, self.policy, self.task, self.rewards),
                 items=self.held_out,
                 k=self.config.evaluation.samples,
                 sampling=dataclasses.replace(self.config.how(1.0), top_p=1.0, top_k=0),

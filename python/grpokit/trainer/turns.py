@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from grpokit.errors import error
 
@@ -60,6 +61,11 @@ def answers(
     Returns
     -------
     list of Completion, (N,)
+
+    Raises
+    ------
+    StateError
+        `ranks_differ`: another rank drew other prompts.
     """
     prompts = policy.encode(rendered(policy.tokenizer, items))
     drawn = [seeds.getrandbits(63) for _ in items]
@@ -71,7 +77,13 @@ def answers(
             return [talk.completion() for talk in talks]
         return engine.generate(prompts[rows], drawn[rows], sampling) if prompts[rows] else []
 
-    return list(chain(*policy.ranks.spread("sampling", groups_of(items), own)))
+    ranks = policy.ranks
+    # Ranks that drew other prompts would take each other's completions for answers to theirs.
+    mark = crc32(repr((prompts, drawn)).encode()) if ranks.world > 1 else 0
+    parts = ranks.spread("sampling", groups_of(items), lambda rows: (mark, own(rows)))
+    if any(other != mark for other, _ in parts):
+        raise error("ranks_differ", task=type(task).__name__)
+    return list(chain(*(found for _, found in parts)))
 
 
 def _converse(
