@@ -95,7 +95,7 @@ def trl(config, checkpoint, steps, every):
     items = draw(task, stream(config, "prompts"), config.prompts_per_step * steps, held_out=False)
     data = Dataset.from_list([{"prompt": item["prompt"], "number": at} for at, item in enumerate(items)])
 
-    def reward(completions, number, **columns):
+    def reward(completions, number, **_):
         return [task.score(text, items[at]) for text, at in zip(completions, number, strict=True)]
 
     held_out = draw(task, stream(config, "held out"), config.evaluation.prompts, held_out=True)

@@ -160,7 +160,7 @@ def _train(typed: argparse.Namespace) -> None:
     try:
         trainer.train()
     finally:
-        if trainer.summary is not None:
+        if trainer.summary is not None and trainer.ranks.first:
             if typed.json:
                 print(json.dumps(trainer.summary.to_dict()))
             else:

@@ -631,6 +631,25 @@ KINDS: dict[str, Kind] = {
         "the rollout process {how}, the {times}th time before it had sampled a step. So it is where memory runs out: "
         "it holds the model once more. --resume goes on from the last snapshot; async_level=0 samples in the trainer.",
     ),
+    "ranks_timed_out": Kind(
+        StateError,
+        "{ranks} did not come within {seconds:g} s, and rank {rank} waited in the phase {phase!r}: {seen}. See what it "
+        "does there; raise ranks.timeout if it is only slow. --resume goes on from the last snapshot.",
+    ),
+    "rank_lost": Kind(
+        StateError,
+        "the connection to {ranks} broke off while rank {rank} was in the phase {phase!r}: {seen}. It has ended; see "
+        "what it said last, or where memory ran out. --resume goes on from the last snapshot.",
+    ),
+    "ranks_differ": Kind(
+        StateError,
+        "the ranks drew different prompts of the task {task}. Its prompts(rng, n) must depend on rng alone, and its "
+        "files must be the same on all machines.",
+    ),
+    "rank_failed": Kind(
+        StateError,
+        "rank {rank} failed in the phase {phase!r}, and all stop: {reason}. Its own output has the traceback.",
+    ),
     "rollout_failed": Kind(StateError, "the rollout process failed, as shown above: {reason}."),
     "not_sendable": Kind(
         InputError,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import grpokit as gk
 from .clock import Clock
 from .config import TrainConfig, stream
 from .policy import Completion
+from .ranks import groups_of
 from .rewards import Scored
 from .score_norms import score_norms
 from .tasks import Item, Remembers, Task, draw, progress
@@ -25,7 +28,7 @@ from .turns import answers
 from .warmstart import demonstrations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -312,15 +315,22 @@ class Collector:
         more: dict[str, list[Any]] = {}
         if recipe.rows_read("baseline_reward"):
             more["baseline_reward"] = [s.reward for s in self._answer(drawn, 0.0)[1] for _ in range(size)]
+
+        def read(values: Callable[[list[Completion]], list[Any]]) -> list[Any]:
+            def own(rows: slice) -> list[Any]:
+                return values(answered[rows]) if answered[rows] else []
+
+            return list(chain(*self.policy.ranks.spread("sampling", groups_of(asked), own)))
+
         for name, who in (("logp_old", self.policy), ("logp_ref", self.reference)):
             if recipe.rows_read(name):
                 with self.clock("logps"):
-                    more[name] = _logps(who or self.policy, answered, config)
+                    more[name] = read(partial(_logps, who or self.policy, config))
         if recipe.rows_read("logp_rollout"):
             more["logp_rollout"] = [c.logps for c in answered]
         if recipe.rows_read("score_norm"):
             with self.clock("logps"):
-                more["score_norm"] = score_norms(self.policy, answered, config.temperature)
+                more["score_norm"] = read(partial(score_norms, self.policy, temperature=config.temperature))
         if recipe.rows_read("reward_parts"):
             more["reward_parts"] = [s.parts for s in scores]
         rows = [
@@ -353,7 +363,7 @@ def _kl(rows: list[Row], keep: NDArray[np.bool_]) -> float:
     return float(np.concatenate(gaps).mean()) if gaps else float("nan")
 
 
-def _logps(policy: Policy, completions: list[Completion], config: TrainConfig) -> list[list[float]]:
+def _logps(policy: Policy, config: TrainConfig, completions: list[Completion]) -> list[list[float]]:
     """Each completion's log-probs, a list of its length."""
     logps, _ = policy.logps(policy.pad(completions), config.temperature, config.microbatch_tokens)
     return [row[: len(c.token_ids)] for row, c in zip(logps.tolist(), completions, strict=True)]

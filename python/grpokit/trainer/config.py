@@ -32,6 +32,7 @@ from .config_tables import (
     Logging,
     LoRA,
     LRControl,
+    RanksConfig,
     SamplingConfig,
     Snapshots,
     TinyModel,
@@ -140,6 +141,8 @@ class TrainConfig:
         What the run goes on from.
     logging : Logging
         What is written down and shown beside the metrics.
+    ranks : RanksConfig
+        Several processes.
 
     Raises
     ------
@@ -190,6 +193,7 @@ class TrainConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     snapshots: Snapshots = field(default_factory=Snapshots)
     logging: Logging = field(default_factory=Logging)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
         _check(self)

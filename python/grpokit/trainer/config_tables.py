@@ -269,6 +269,22 @@ class Logging:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RanksConfig:
+    """Several processes that train one policy, where `torchrun` starts them.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds that one waits for another, in any phase, before the run stops and names it.
+    """
+
+    timeout: float = above(0, 600.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KLControl:
     """Steers the coefficient of the recipe's KL penalty; see `grpokit.AdaptiveKL`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from grpokit.errors import error
 
 from .agreement import check_agreement, logp_gaps
 from .clock import Clock
+from .dealt import Measured, micro_batches, observe
+from .ranks import groups_of
+from .shards import full, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,8 +78,12 @@ class Learner:
         batch = self.policy.pad([sampled.completions[row] for row in kept])
         advantages = _advantages(sampled, kept, batch)
         off_policy = torch.tensor([sampled.completions[row].off_policy for row in kept], device=batch.targets.device)
+        group_id = sampled.group_id[kept]
         with clock("logps"):
-            old_logps, entropies = self.policy.logps(batch, config.temperature, config.microbatch_tokens)
+            old_logps, entropies = self._logps(self.policy, batch, group_id)
+            ref_logps = None
+            if self.reference is not None and self.recipe.reads("ref_logps"):
+                ref_logps, _ = self._logps(self.reference, batch, group_id)
         # The sampler has no say about demonstrations: corrections weigh them 1.
         shown = off_policy[:, None] & batch.mask
         batch.rollout_logps[shown] = old_logps[shown]
@@ -89,10 +96,14 @@ class Learner:
         if current.any():
             check_agreement(gaps[current], config.logp_gap_bound, self.updates)
         mismatch = gk.mismatch_stats(old_logps.cpu(), batch.rollout_logps.cpu(), sampled_mask.cpu()).metrics()
-        dealt = self._deal(sampled.group_id[kept]) * config.num_iterations
-        measured = [
-            self._update(batch[rows], advantages[rows], old_logps[rows], off_policy[rows], clock) for rows in dealt
-        ]
+        dealt = self._deal(group_id) * config.num_iterations
+        columns = {"advantages": advantages, "old_logps": old_logps, "ref_logps": ref_logps, "off_policy": off_policy}
+        with self.policy.ranks.phase("learning"):
+            self.policy.ranks.meet()
+            measured = [
+                self._update(batch[rows], _at(columns, rows), groups_of(group_id[rows.numpy()].tolist()), clock)
+                for rows in dealt
+            ]
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
         # The age of a row, in updates, when an update sees it.
         started = self.updates - len(dealt)
@@ -140,6 +151,19 @@ class Learner:
         if self.lr_control:
             self.lr_control.load_state_dict(states["lr_scale"])
 
+    def _logps(self, policy: Policy, batch: Padded, group_id: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of all rows, each rank's of its own groups."""
+        config, device = self.config, batch.targets.device
+
+        def own(rows: slice) -> tuple[Tensor, Tensor]:
+            found = policy.logps(batch[rows], config.temperature, config.microbatch_tokens)
+            return found[0].cpu(), found[1].cpu()
+
+        with whole(policy):
+            parts = policy.ranks.spread("learning", groups_of(group_id.tolist()), own)
+        logps, entropies = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
+        return logps, entropies
+
     def _deal(self, group_id: NDArray[np.int64]) -> list[Tensor]:
         """The rows of each update: whole groups, dealt evenly."""
         groups = np.unique(group_id)
@@ -147,45 +171,43 @@ class Learner:
         return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
 
     def _update(
-        self, rows: Padded, advantages: Tensor, old_logps: Tensor, off_policy: Tensor, clock: Clock
+        self, rows: Padded, columns: dict[str, Tensor | None], sizes: list[int], clock: Clock
     ) -> dict[str, float]:
-        config, ref_logps = self.config, None
-        if self.reference is not None and self.recipe.reads("ref_logps"):
-            with clock("logps"):
-                ref_logps, _ = self.reference.logps(rows, config.temperature, config.microbatch_tokens)
+        config, ranks = self.config, self.policy.ranks
+        own = ranks.shares(sizes)[ranks.rank]
+        mine = rows[own]
         batch = gk.TokenBatch(
-            targets=rows.targets,
-            mask=rows.mask,
-            advantages=advantages,
-            old_logps=old_logps,
-            rollout_logps=rows.rollout_logps,
-            ref_logps=ref_logps,
-            off_policy=off_policy,
-            inputs=rows.inputs,
+            targets=mine.targets,
+            mask=mine.mask,
+            rollout_logps=mine.rollout_logps,
+            inputs=mine.inputs,
             temperature=config.temperature,
             step=self.updates,
+            rollout_ids=torch.arange(len(rows.targets), device=rows.targets.device)[own],
+            **_at(columns, own),
         )
+        if ranks.world > 1:
+            batch.synchronize(self.recipe)
         parts = batch.split(max_tokens=config.microbatch_tokens)
         if batch.needs_whole(self.recipe):
             with clock("logps"):
-                for part in parts:
-                    self.policy.observe(part, self.recipe)
+                observe(self.policy, mine, parts, self.recipe, config)
         self.optimizer.zero_grad()
-        metrics: dict[str, float] = {}
-        log_weights = []
+        measured = Measured(batch.live_tokens)
         with clock("backward"):
-            for part in parts:
-                out = self.policy.loss(part, self.recipe)
-                out.loss.backward()  # type: ignore[no-untyped-call]
-                log_weights += [] if out.log_weights is None else [out.log_weights]
-                del out.metrics["kernel"]
-                for name, value in ({"loss": out.loss} | out.metrics).items():
-                    metrics[name] = metrics.get(name, 0.0) + value.item()
+            for part in micro_batches(parts, ranks, sizes, config.microbatch_tokens):
+                if part is None:
+                    self.policy.no_loss(rows.inputs, rows.targets.shape[1]).sum().backward()  # type: ignore[no-untyped-call]
+                elif len(part.live.lengths):
+                    measured.add(self.policy.loss(part, self.recipe))
+                else:
+                    logits = self.policy.no_loss(rows.inputs, rows.targets.shape[1])
+                    measured.add(gk.loss.from_logits(logits, part, self.recipe, kernel="eager"))
         with clock("optimizer"):
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm)
+            norm = full(torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm))
             if not norm.isfinite():
                 raise error("diverged", what="the gradient's norm")
-            weights = torch.cat(log_weights)
+            metrics, weights = measured.of_all(ranks)
             scale = self.lr_control.update(weights) if self.lr_control else 1.0
             self._step(config.learning_rate * scale)
         metrics |= {"grad_norm": norm.item(), "mismatch/ess_current": effective_sample_size(weights)}
@@ -196,6 +218,10 @@ class Learner:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.updates += 1
+
+
+def _at(columns: dict[str, Tensor | None], rows: Any) -> dict[str, Tensor | None]:
+    return {name: x if x is None else x[rows] for name, x in columns.items()}
 
 
 def steered(

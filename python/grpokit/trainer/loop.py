@@ -6,9 +6,7 @@ in the recipe and nowhere here.
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -21,14 +19,17 @@ from .built_in import make_task
 from .clock import Clock
 from .collect import Collector
 from .config import TrainConfig, stream
-from .console import Console, console_for, line, samples
+from .console import Console, line, samples
 from .engine import Engine, InProcess
 from .evaluate import Passed, evaluate
 from .learn import Learner
 from .models import load
+from .ranked import check, console_of, directory_of
+from .ranks import join
 from .rewards import Given, Rewards, functions_of
-from .run import RunDirectory, Summary, default_name, uninterrupted
+from .run import Summary, uninterrupted
 from .server import engine_of
+from .shards import shard, whole
 from .signals import Stopping
 from .sinks import Sinks
 from .source import Now, Source
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
     from random import Random
-
-    from .engine import Engine
 
 
 class Trainer:
@@ -80,7 +79,8 @@ class Trainer:
     FileError
         The directory is taken, or with `resume` holds no run.
     StateError
-        `resume_differs`: the run was another one. `no_steps_left`: it is at its end.
+        `resume_differs`: the run was another one. `no_steps_left`: it is at its end. Where `torchrun` has started
+        several processes, and what one of them raises is raised by all: `ranks_timed_out`, `rank_lost`, `rank_failed`.
     """
 
     def __init__(
@@ -99,16 +99,19 @@ class Trainer:
         self.task = make_task(config.task, rewarded=bool(functions)) if task is None else task
         self.config = config.with_given(task, None if reward is None else functions)
         self.recipe, self.overwrite = self.config.make_recipe(), overwrite
-        self.console = console_for(sys.stderr) if console is None else console
+        self.ranks = join(config.ranks.timeout)
+        check(self.config, self.recipe, self.ranks)
+        self.console = console_of(self.ranks, console)
         level = self.config.async_level
         self.sent = sendable(task, functions, level) if level else None
-        self.sinks = Sinks(self.config.logging.sinks, self.console.note)
+        self.sinks = Sinks(self.config.logging.sinks if self.ranks.first else (), self.console.note)
         self.rewards = Rewards(self.task, functions, self.config.rewards, self.console.note)
-        self.run = RunDirectory(directory or Path("runs") / default_name(self.config))
-        self.taken_up = snapshot.take_up(self.run, self.config) if resume else None
+        self.rewards.ranks = self.ranks
+        self.run = directory_of(self.ranks, self.config, directory)
         self.resume, self.earlier = resume, 0.0
-        if not resume:
-            self.run.check(overwrite=overwrite)
+        self.taken_up = self.ranks.agree(
+            lambda: snapshot.take_up(self.run, self.config) if resume else self.run.check(overwrite=overwrite)
+        )
         self.summary: Summary | None = None
 
     def train(self) -> Summary:
@@ -141,8 +144,9 @@ class Trainer:
                 stopping.gentle = True
                 for step in range(self.steps + 1, self.config.steps + 1):
                     self._step(step)
-                    self._snapshot(step, last=bool(stopping))
-                    if stopping and step < self.config.steps:
+                    asked = any(self.ranks.gather(bool(stopping)))
+                    self._snapshot(step, last=asked)
+                    if asked and step < self.config.steps:
                         stopping.stop()
                 status = "finished"
             except KeyboardInterrupt:
@@ -156,7 +160,7 @@ class Trainer:
 
     def _start(self) -> Source:
         config, self.started = self.config, perf_counter()
-        self.policy = load(config, self._seed("weights"))
+        self.policy = shard(load(config, self._seed("weights")), self.ranks)
         self.held_out = draw(self.task, self._random("held out"), config.evaluation.prompts, held_out=True)
         # Evaluations ask it too.
         self.engine = self.make_engine()
@@ -199,7 +203,8 @@ class Trainer:
             self.console.progress("warm start", step, config.steps, f"loss {loss:.3f}")
 
         longest = self.config.max_completion_length
-        warm_start(self.policy, self.task, config, self._random("demonstrations"), each, longest=longest)
+        with self.ranks.phase("warm start"):
+            warm_start(self.policy, self.task, config, self._random("demonstrations"), each, longest=longest)
         self.make_learner()
         self.warm_start_seconds = perf_counter() - started
 
@@ -220,12 +225,13 @@ class Trainer:
         """The learner of the policy as it is, which is the reference policy where there is one."""
         self.learner = Learner(self.policy, self.recipe, self.config)
         reference = self.learner.reference
-        if reference is not None and not self.run.reference.exists():
-            self.run.write(self.run.reference, lambda to: save_file(every(reference), to))
+        with whole(reference):
+            if reference is not None and not self.run.reference.exists():
+                self.run.write(self.run.reference, lambda to: save_file(every(reference), to))
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        self.engine.load(self.policy, self.learner.updates)
-        with self.clock("evaluation"):
+        with self.ranks.phase("evaluation"), whole(self.policy), self.clock("evaluation"):
+            self.engine.load(self.policy, self.learner.updates)
             passed = evaluate(
                 self.engine,
                 self.policy,
@@ -267,7 +273,10 @@ class Trainer:
 
     def _close(self, status: str) -> Summary:
         self.console.close()
-        self.run.checkpoint(self.policy, self.controllers)
+        if status == "finished" or self.ranks.world == 1:
+            # What a rank of several is in when the run stops, the others may not be in.
+            with self.ranks.phase("checkpoint"), whole(self.policy):
+                self.run.checkpoint(self.policy, self.controllers)
         summary = Summary(
             status=status,
             directory=str(self.run.path),

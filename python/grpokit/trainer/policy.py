@@ -24,6 +24,9 @@ from grpokit.errors import error
 from grpokit.hidden_states import WORKSPACE_BYTES, read_columns
 from grpokit.vocabulary import Reader
 
+from .ranks import ALONE
+from .shards import shard, whole
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -107,10 +110,19 @@ class Policy:
         How sequences go through the model for the loss; see `hidden`.
     autocast : bool
         Forward passes compute in bf16.
+
+    Attributes
+    ----------
+    ranks : Ranks
+        The processes that share it; see `shards.shard`.
+    plain : PreTrainedModel or None
+        What `model` is inside `shards.whole`, where there are several.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, layout: str = "auto", autocast: bool = False) -> None:
         self.model, self.tokenizer, self.layout, self.autocast = model, tokenizer, layout, autocast
+        self.ranks = ALONE
+        self.plain: Any = None
 
     @classmethod
     def tiny(cls, sizes: TinyModel, seed: int) -> Policy:
@@ -137,8 +149,14 @@ class Policy:
 
     def frozen(self) -> Policy:
         """A copy that learns no more: the reference policy of a KL term."""
-        model = copy.deepcopy(self.model).requires_grad_(False)
-        return Policy(model, self.tokenizer, layout=self.layout, autocast=self.autocast)
+        with whole(self):
+            model = copy.deepcopy(self.model).requires_grad_(False)
+        return shard(Policy(model, self.tokenizer, layout=self.layout, autocast=self.autocast), self.ranks)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is spread over ranks, and is not whole for a while."""
+        return self.plain is not None and self.model is not self.plain
 
     def trained(self) -> list[Tensor]:
         """The weights that learn."""
@@ -212,11 +230,22 @@ class Policy:
 
     def loss(self, part: gk.TokenBatch, recipe: gk.Recipe) -> LossOutput:
         """The loss of a part of a step, whose `inputs` are those of `Padded`."""
-        if self._how.head is None:
+        head = self._how.head
+        if head is None:
             return gk.loss.from_logits(self.logits(part.inputs, part.shape[1]), part, recipe)
-        hidden = self.hidden(part.inputs, part.shape[1])
-        with self.precision():
-            return gk.loss.from_hidden(hidden, self._weight, part, recipe, **self._how.head)
+
+        def of_hidden() -> tuple[Tensor, LossOutput]:
+            hidden = self.hidden(part.inputs, part.shape[1])
+            with self.precision():
+                out = gk.loss.from_hidden(hidden, self._weight, part, recipe, **head)
+            # FSDP looks for the tensors that a pass back begins with.
+            return out.loss, out
+
+        return self.model.inside(of_hidden)[1] if self.sharded else of_hidden()[1]
+
+    def no_loss(self, inputs: dict[str, Tensor], width: int) -> Tensor:
+        """The logits of no row, (0, width, V), by a pass like any other: for a rank that the others wait for."""
+        return self.logits({name: x[:1] for name, x in inputs.items()}, width)[:0]
 
     @torch.no_grad()
     def observe(self, part: gk.TokenBatch, recipe: gk.Recipe) -> None:
@@ -254,6 +283,10 @@ class Policy:
     def precision(self) -> Any:
         """What forward passes compute in."""
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def probe(self) -> None:
+        """Finds out how its model goes together, while the weights are whole."""
+        assert self._how
 
     @property
     def _base(self) -> Any:

@@ -15,12 +15,13 @@ from collections import Counter, deque
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from grpokit.errors import error
 
 from .chat import MESSAGES
 from .config_tasks import IN_PYTHON, RewardConfig
+from .ranks import ALONE, groups_of
 from .reward_functions import Failure, Outcome, Reward, Signature, Wrong, invoke, shortened, signature, source_of
 from .reward_pool import Call, RewardPool
 from .run import uninterrupted
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from .tasks import Item, Task
 
+T = TypeVar("T")
 Given = Reward | str | tuple[Reward | str, float]
 """A reward function, or where it is, alone or with its weight."""
 
@@ -118,6 +120,17 @@ class _Called:
         return self.stands.format(repr(self.signature.name))
 
 
+@dataclass(frozen=True)
+class _Failures:
+    """How a rank's share of a call went: what failed, of which function, the first of each, and what was shown."""
+
+    failed: int
+    timeouts: int
+    of: Counter[str]
+    first: dict[str, str]
+    noted: dict[tuple[str, str], str]
+
+
 class Rewards:
     """The functions of a run, or the score of its task, with the processes that they run in: a context manager.
 
@@ -138,6 +151,8 @@ class Rewards:
         What a completion answers, for majorities: the task's `answer`.
     total, failed, timeouts : int
         Completions since the last `begin`; those that a function failed on; those that it took too long for.
+    ranks : Ranks
+        Each scores a share of whole groups, in processes of its own.
     """
 
     def __init__(
@@ -148,6 +163,7 @@ class Rewards:
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.config, self.note, self.functions = config or RewardConfig(), note, list(functions)
+        self.ranks = ALONE
         sources = [f.source for f in functions if f.source is not None]
         self.pool = RewardPool(sources, self.config.workers, self.config.seconds) if sources else None
         self.task = _task_score(task)
@@ -157,7 +173,7 @@ class Rewards:
         answer = getattr(task, "answer", None)
         self.answer: Callable[[str], str] = answer if callable(answer) else str
         self._called: list[_Called] = []
-        self._noted: set[tuple[str, str]] = set()
+        self._noted: dict[tuple[str, str], str] = {}
         self.begin()
 
     def __enter__(self) -> Self:
@@ -200,9 +216,11 @@ class Rewards:
             `reward_failed`: a function failed on too many; `stage_result`: it returned something else than one finite
             number or None a completion; `reward_column`, `record_fields`: a column that it needs is not there.
         """
+        return self._shared(self._score, items, completions)
+
+    def _score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Scored]:
         if not self.functions:
-            values, _ = self._run([self.task], items, completions)
-            return [Scored(value, {"score": value}) for value in values[0]]
+            return [Scored(value, {"score": value}) for value in self._judge(items, completions)]
         if not self._called:
             self._start()
         values, failed = self._run(self._called, items, completions)
@@ -218,7 +236,29 @@ class Rewards:
         self.begin()
         if not self.judges:
             return [scored.reward for scored in self(items, completions)]
+        return self._shared(self._judge, items, completions)
+
+    def _judge(self, items: Sequence[Item], completions: Sequence[str]) -> list[float | None]:
         return self._run([self.task], items, completions)[0][0]
+
+    def _shared(
+        self, score: Callable[[Sequence[Item], Sequence[str]], list[T]], items: Sequence[Item], texts: Sequence[str]
+    ) -> list[T]:
+        """What all ranks say of their shares; what failed is counted over all."""
+        self.total += len(items)
+        failed, timeouts, failures, noted = self.failed, self.timeouts, self._failures.copy(), set(self._noted)
+
+        def own(rows: slice) -> tuple[list[T], _Failures]:
+            scores = score(items[rows], texts[rows])
+            new = {key: text for key, text in self._noted.items() if key not in noted}
+            counts = self.failed - failed, self.timeouts - timeouts, self._failures - failures
+            return scores, _Failures(*counts, self._first, new)
+
+        parts = self.ranks.spread("rewards", groups_of(items), own)
+        self.failed, self.timeouts, self._failures = failed, timeouts, failures
+        for _, told in parts:
+            self._add(told)
+        return [one for scores, _ in parts for one in scores]
 
     def metrics(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Mean and spread of each function, by TRL's names, and what has failed since the step began."""
@@ -237,7 +277,6 @@ class Rewards:
         """What each function says of each completion, and the rows on which one of them failed."""
         rows, failed = list(range(len(items))), set[int]()
         values: list[list[float | None]] = [[None] * len(items) for _ in functions]
-        self.total += len(items)
         far = [at for at, f in enumerate(functions) if f.here is None]
         near = [at for at, f in enumerate(functions) if f.here is not None]
         groups = [list(group) for _, group in groupby(rows, key=lambda row: id(items[row]))]
@@ -287,13 +326,29 @@ class Rewards:
         says = f"{failure.says} on {shortened(completion, 60)!r}"
         self.timeouts += failure.kind == "time-out"
         self._failures[function] += 1
-        first = self._first.setdefault(function, f"it {says}")
-        if (function, failure.kind) not in self._noted:
-            self._noted.add((function, failure.kind))
-            self.note(f"{function} {says}: no reward there, and no 0")
-        count, limit = self._failures[function], self.config.max_failures
+        self._first.setdefault(function, f"it {says}")
+        self._say(function, failure.kind, f"{function} {says}: no reward there, and no 0")
+        self._check(function)
+
+    def _say(self, function: str, kind: str, text: str) -> None:
+        if (function, kind) not in self._noted:
+            self._noted[function, kind] = text
+            self.note(text)
+
+    def _check(self, function: str) -> None:
+        count, limit, first = self._failures[function], self.config.max_failures, self._first[function]
         if count > limit * self.total:
             raise error("reward_failed", function=function, count=count, total=self.total, limit=limit, first=first)
+
+    def _add(self, told: _Failures) -> None:
+        """A rank's failures to those of all; what it has shown where nobody sees it is shown here."""
+        self.failed, self.timeouts = self.failed + told.failed, self.timeouts + told.timeouts
+        self._failures += told.of
+        for (function, kind), text in told.noted.items():
+            self._say(function, kind, text)
+        for function in told.of:
+            self._first.setdefault(function, told.first[function])
+            self._check(function)
 
 
 def _task_score(task: Task) -> _Called:

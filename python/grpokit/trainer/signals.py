@@ -68,8 +68,8 @@ class Stopping:
         ------
         Interrupted
         """
-        assert self._asked is not None
-        raise Interrupted(self._asked)
+        # Where only another rank was asked, it is as if this one had been.
+        raise Interrupted(self._asked or signal.SIGTERM)
 
     def _heed(self, number: int, _frame: Any) -> None:
         again, self._asked = self._asked is not None, number

@@ -1,9 +1,11 @@
 """Snapshots: all that a run is between two steps, so that one that was killed goes on to the same bits.
 
 weights.safetensors   what learns, by name
-state.pt              the optimizer, torch's generator
+state.pt              the optimizer
+shards/               in the place of these two where several ranks learned: what learns and the optimizer, as
+                      torch.distributed.checkpoint has it, which any number of ranks read
 source/               weights of earlier steps, which what is under way was ordered with
-state.json            counters, generators, groups that wait, controllers, and how long the run's files were
+state.json            counters, each rank's generators, groups that wait, controllers, and how long the run's files were
 
 A snapshot is there whole or not at all. Lines that a killed run wrote after it are cut off when the run goes on: they
 will be written again, as they were.
@@ -26,18 +28,20 @@ from grpokit.errors import GrpokitError, error
 
 from .collect import generator_state
 from .evaluate import Passed
+from .shards import load_shards, save_shards, spread_state
 from .tasks import Remembers
 from .weights import learned, put
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from .config import TrainConfig
     from .loop import Trainer
     from .policy import Policy
     from .run import RunDirectory
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DAMAGE = (SafetensorError, UnpicklingError, EOFError)
 COUNTERS = ("steps", "completions", "used", "tokens", "warm_start_seconds")
 
@@ -50,8 +54,14 @@ def save(trainer: Trainer) -> None:
     FileError
         `file_unwritable`: the disk is full, say. The former snapshots are still there.
     """
-    learner, run = trainer.learner, trainer.run
-    numbers = np.random.get_state(legacy=False)  # noqa: NPY002 - rewards may use it
+    ranks = trainer.ranks
+    with ranks.phase("snapshot"):
+        generators = ranks.gather(_generators())
+        ranks.together(lambda: _save(trainer, generators))
+
+
+def _save(trainer: Trainer, generators: list[dict[str, Any]]) -> None:
+    learner, run, ranks = trainer.learner, trainer.run, trainer.ranks
     state = {
         "schema_version": SCHEMA_VERSION,
         **{name: getattr(trainer, name) for name in COUNTERS},
@@ -60,25 +70,27 @@ def save(trainer: Trainer) -> None:
         "controllers": learner.state(),
         "evaluations": [passed.to_dict() for passed in trainer.evaluations],
         "source": trainer.source.state(),
-        "random": random.getstate(),
-        "numpy": json.loads(json.dumps(numbers, default=lambda array: array.tolist())),
+        "generators": generators,
         "files": run.sizes(),
-    }
-    tensors = {
-        "optimizer": learner.optimizer.state_dict(),
-        "torch": torch.get_rng_state(),
     }
 
     def write(directory: Path) -> None:
         directory.mkdir()
-        save_file(learned(trainer.policy), directory / "weights.safetensors")
-        torch.save(tensors, directory / "state.pt")
+        if ranks.world == 1:
+            save_file(learned(trainer.policy), directory / "weights.safetensors")
+            torch.save(learner.optimizer.state_dict(), directory / "state.pt")
+        else:
+            save_shards(trainer.policy, learner.optimizer, ranks.gather(directory)[0] / "shards")
         (directory / "source").mkdir()
         for path in trainer.source.files():
             shutil.copyfile(path, directory / "source" / path.name)
         (directory / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
-    run.snapshot(trainer.steps, write, keep_last=trainer.config.snapshots.keep_last)
+    if ranks.first:
+        run.snapshot(trainer.steps, write, keep_last=trainer.config.snapshots.keep_last)
+    else:
+        # Where the first one writes, until all of it is there.
+        save_shards(trainer.policy, learner.optimizer, ranks.gather(run.path)[0] / "shards")
 
 
 def take_up(run: RunDirectory, config: TrainConfig) -> Path | None:
@@ -119,23 +131,25 @@ def load(trainer: Trainer, directory: Path) -> None:
         if state["schema_version"] != SCHEMA_VERSION:
             reason = f"its schema_version is {state['schema_version']}, and this is {SCHEMA_VERSION}"
             raise error("file_unreadable", path=directory, reason=reason)
-        tensors = torch.load(directory / "state.pt")
-        load_weights(trainer.policy, directory)
+        sharded = (directory / "shards").is_dir()
+        optimizer = {} if sharded else torch.load(directory / "state.pt")
+        if not sharded:
+            load_weights(trainer.policy, directory)
         trainer.make_learner()
         learner = trainer.learner
+        if sharded:
+            load_shards(trainer.policy, learner.optimizer, directory / "shards", begun=state["updates"] > 0)
+        else:
+            learner.optimizer.load_state_dict(optimizer)
+            spread_state(learner.optimizer)
         if learner.reference is not None:
             put(learner.reference, load_file(trainer.run.reference))
         learner.restore(state["updates"], state["controllers"])
-        learner.optimizer.load_state_dict(tensors["optimizer"])
-        torch.set_rng_state(tensors["torch"])
         for name in COUNTERS:
             setattr(trainer, name, state[name])
         trainer.earlier = state["seconds"]
         trainer.evaluations = [Passed.from_dict(passed) for passed in state["evaluations"]]
-        random.setstate(generator_state(state["random"]))
-        numbers = state["numpy"]
-        numbers["state"]["key"] = np.array(numbers["state"]["key"], np.uint32)
-        np.random.set_state(numbers)  # noqa: NPY002
+        _set_generators(state["generators"][trainer.ranks.rank % len(state["generators"])])
         if isinstance(trainer.task, Remembers):
             was, now = (
                 state["source"]["collector"]["task"].get("fingerprint"),
@@ -162,3 +176,21 @@ def load_weights(policy: Policy, directory: Path) -> None:
         The file is damaged, or that of another model.
     """
     put(policy, load_file(directory / "weights.safetensors"))
+
+
+def _generators() -> dict[str, Any]:
+    """The states of the generators that rewards may use, ready for JSON."""
+    numbers = np.random.get_state(legacy=False)  # noqa: NPY002
+    return {
+        "random": random.getstate(),
+        "numpy": json.loads(json.dumps(numbers, default=lambda array: array.tolist())),
+        "torch": torch.get_rng_state().tolist(),
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    random.setstate(generator_state(state["random"]))
+    numbers = state["numpy"]
+    numbers["state"]["key"] = np.array(numbers["state"]["key"], np.uint32)
+    np.random.set_state(numbers)  # noqa: NPY002
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))

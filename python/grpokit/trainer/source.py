@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .shards import whole
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -58,9 +60,11 @@ class Now:
 
     def next(self, learner: Learner, done: int) -> Sampled:
         """As `Source` has it."""
-        self.collector.engine.load(learner.policy, learner.updates)
         self.collector.reference = learner.reference
-        gathered = self.collector.collect(learner.recipe)
+        read = learner.reference if learner.recipe.rows_read("logp_ref") else None
+        with whole(learner.policy, read):
+            self.collector.engine.load(learner.policy, learner.updates)
+            gathered = self.collector.collect(learner.recipe)
         gathered.measured["staleness/steps"] = 0.0
         return gathered.sampled(learner.recipe)
 

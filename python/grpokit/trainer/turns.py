@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import chain
+from random import Random
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from grpokit.errors import error
 
 from .chat import MESSAGES, rendered
 from .policy import Completion
+from .ranks import groups_of
 from .reward_functions import shortened
 from .tasks import Converses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from random import Random
 
     from .engine import Engine
     from .policy import Policy
@@ -48,13 +51,13 @@ def answers(
     task : Task
         Answers the policy, if it `Converses`.
     items : sequence of Item, (N,)
-        What is asked; repeat an item to have a group.
+        What is asked; repeat an item to have a group. Each rank samples whole groups.
     sampling : Sampling
         How; its length bounds all turns of a conversation together, the environment's tokens included.
     max_turns : int
         How often the policy speaks at most; a conversation that is not over then ends as one that is too long.
     seeds : Random
-        Where each turn's seeds come from.
+        Where each completion's seed comes from; a conversation's later turns follow from it.
 
     Returns
     -------
@@ -64,12 +67,32 @@ def answers(
     ------
     InputError
         A prompt cannot be encoded, or leaves no room in the model's context; what the environment said is no text.
+    StateError
+        `ranks_differ`: another rank drew other prompts.
     """
     prompts = policy.encode(rendered(policy.tokenizer, items))
     _check_context(policy, prompts, items, sampling.max_completion_length)
-    if not isinstance(task, Converses):
-        return engine.generate(prompts, [seeds.getrandbits(63) for _ in items], sampling)
-    talks = [_Talk(item, prompt) for item, prompt in zip(items, prompts, strict=True)]
+    drawn = [seeds.getrandbits(63) for _ in items]
+
+    def own(rows: slice) -> list[Completion]:
+        if isinstance(task, Converses):
+            talks = [_Talk(*one) for one in zip(items[rows], prompts[rows], map(Random, drawn[rows]), strict=True)]
+            _converse(engine, policy, task, talks, sampling=sampling, max_turns=max_turns)
+            return [talk.completion() for talk in talks]
+        return engine.generate(prompts[rows], drawn[rows], sampling) if prompts[rows] else []
+
+    ranks = policy.ranks
+    # Ranks that drew other prompts would take each other's completions for answers to theirs.
+    mark = crc32(repr((prompts, drawn)).encode()) if ranks.world > 1 else 0
+    parts = ranks.spread("sampling", groups_of(items), lambda rows: (mark, own(rows)))
+    if any(other != mark for other, _ in parts):
+        raise error("ranks_differ", task=type(task).__name__)
+    return list(chain(*(found for _, found in parts)))
+
+
+def _converse(
+    engine: Engine, policy: Policy, task: Converses, talks: list[_Talk], *, sampling: Sampling, max_turns: int
+) -> None:
     longest = sampling.max_completion_length
     for turn in range(max_turns):
         going = [talk for talk in talks if not talk.finish]
@@ -77,7 +100,7 @@ def answers(
             break
         # One length for all, since they are sampled together; each keeps what it has room for.
         room = dataclasses.replace(sampling, max_completion_length=max(longest - len(t.ids) for t in going))
-        drawn = [seeds.getrandbits(63) for _ in going]
+        drawn = [talk.seeds.getrandbits(63) for talk in going]
         for talk, said in zip(going, engine.generate([t.prompt + t.ids for t in going], drawn, room), strict=True):
             talk.hear(said, longest)
             if talk.finish:
@@ -92,7 +115,6 @@ def answers(
                 talk.finish = "length"
             else:
                 talk.see(reply, policy, longest)
-    return [talk.completion() for talk in talks]
 
 
 def _check_context(policy: Policy, prompts: Sequence[list[int]], items: Sequence[Item], longest: int) -> None:
@@ -114,6 +136,7 @@ class _Talk:
 
     item: Item
     prompt: list[int]
+    seeds: Random
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     own: list[bool] = field(default_factory=list)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .shards import spread_like
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -35,4 +37,4 @@ def put(policy: Policy, weights: Mapping[str, torch.Tensor]) -> None:
         raise KeyError(next(iter(weights.keys() - own.keys())))
     with torch.no_grad():
         for name, weight in weights.items():
-            own[name].copy_(weight)
+            own[name].copy_(spread_like(weight, own[name]))
