@@ -232,14 +232,9 @@ class Trainer:
     def _evaluate(self, step: int) -> dict[str, float]:
         with self.ranks.phase("evaluation"), whole(self.policy), self.clock("evaluation"):
             self.engine.load(self.policy, self.learner.updates)
+            asked, config = self.held_out, self.config
             passed = evaluate(
-                self.engine,
-                self.policy,
-                self.rewards,
-                task=self.task,
-                items=self.held_out,
-                config=self.config,
-                step=step,
+                self.engine, self.policy, self.rewards, task=self.task, items=asked, config=config, step=step
             ).passed
         self.evaluations.append(passed)
         self.console.note(f"step {step:>4}  held-out pass@1 {passed.estimates['pass@1']}")
