@@ -287,6 +287,9 @@ def test_a_run_without_a_checkpoint_and_a_damaged_one(mine, task, tmp_path):
     with pytest.raises(gk.FileError, match="wrote no checkpoint. Name a snapshot: one of 0, 1"):
         evaluate_run(run, task=task)
     (tmp_path / "checkpoint").rename(run / "checkpoint")
+    (run / "snapshots" / "step-00000000" / "shards").mkdir()
+    with pytest.raises(gk.FileError, match="it is of several ranks"):
+        evaluate_run(run, task=task, snapshot=0)
     weights = run / "snapshots" / "step-00000001" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:50])
     with pytest.raises(gk.FileError, match="step-00000001 cannot be read"):

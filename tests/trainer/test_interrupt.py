@@ -67,3 +67,30 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path, settings, moment, steps):
         AutoModelForCausalLM.from_pretrained(run / "checkpoint"), AutoTokenizer.from_pretrained(run / "checkpoint")
     )
     generated(policy, ["cab>"], 5)
+
+
+def test_sigterm_ends_the_step_with_a_snapshot(tmp_path):
+    """What a cluster sends before it takes a machine away: nothing that was done is done again."""
+    command = [sys.executable, "-c", PROGRAM, "train", "--json", "--runs", str(tmp_path), "--name", "run"]
+    settings = ["warm_start.steps=1", "steps=1000000", "snapshots.every=1000", "evaluation.every=0"]
+    command += [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "step    0" in line:
+                break
+        while not (tmp_path / "run" / "rollouts.jsonl").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        out, rest = process.communicate()
+    assert process.returncode == 143, rest
+    assert "the run ends after this step, with a snapshot; once more, and it ends at once" in rest
+    summary = json.loads(out)
+    assert (summary["status"], summary["steps"] >= 1) == ("interrupted", True)
+    (snapshot,) = [
+        path.name for path in (tmp_path / "run" / "snapshots").glob("step-*") if path.name != "step-00000000"
+    ]
+    assert snapshot == f"step-{summary['steps']:08}"
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == summary["steps"]

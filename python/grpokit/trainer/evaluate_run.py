@@ -115,6 +115,9 @@ def _policy(run: RunDirectory, config: TrainConfig, snapshot: int | None) -> tup
     where = run.snapshots() / f"step-{snapshot:08}"
     if not where.is_dir():
         raise error("bad_parameter", owner="eval", name="--snapshot", given=snapshot, expected=_steps(run))
+    if (where / "shards").is_dir():
+        reason = "it is of several ranks, spread over files. Evaluate the run's checkpoint, without --snapshot"
+        raise error("file_unreadable", path=where, reason=reason)
     policy = load(config, seed)
     try:
         load_weights(policy, where)
