@@ -120,7 +120,7 @@ class TrainConfig:
         Computes activations again in the backward pass, which saves their memory.
     layout : {"auto", "packed", "padded"}
         How sequences go through the model for the loss: without padding, each seeing itself alone, or padded. "auto"
-        tries both on two short ones, and packs where they agree.
+        packs where attention passes over other sequences (flash, flex) and two short ones agree both ways.
     lora : LoRA
         Low-rank training.
     task : TaskConfig

@@ -319,7 +319,9 @@ class Policy:
             tolerance = 1e-2 if self.autocast else 1e-4
             head = {"softcap": cap} if _near(made[seen], logits.float()[seen], tolerance) else None
             packed = self.layout == "packed"
-            if self.layout == "auto":
+            # Other kinds of attention would look at all pairs of tokens, and mask what is not one sequence.
+            varlen = str(self.model.config._attn_implementation).startswith(("flash", "flex"))
+            if self.layout == "auto" and varlen:
                 packed = _near(self._hidden(inputs, 5, packed=True)[seen], padded[seen], tolerance)
         return _How(head, packed)
 
