@@ -27,7 +27,7 @@ help:
 	@echo "make sass       what the compiler makes of the Triton kernels, written to benches/results (2 minutes, no GPU)"
 	@echo "make bench      the measurements in benches/results (installs the rivals beside the project)"
 	@echo "make bench-recipes  every recipe, 100 steps on 3 seeds and 3 learning rates (about 40 minutes)"
-	@echo "make bench-train  the trainer beside TRL's: the same model, task, loss and learning rate (about 5 minutes)"
+	@echo "make bench-train  the trainer beside TRL's: the same model, task, loss and learning rate (about 10 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
 	@echo "make bench-gpu  .carried/, with all that benches/gpu/run.py needs on a machine with a GPU, and the command to run there"
 	@echo "make docs       writes docs/algorithms.md, docs/off_policy.md and their plots from the register"

@@ -4,7 +4,7 @@ Three seeds of the built-in task: a warm start each, then 100 steps by either, w
 same function every 20 steps, whose time is not counted. Then ten steps of a model with 5 M weights. Steps a second are
 those of the whole step as each trainer takes it, its logging of every step included.
 
-    make bench-train            # about 5 minutes
+    make bench-train            # about 10 minutes
     make bench-train ARGS=5m    # the larger model only
 """
 
@@ -21,14 +21,14 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPE
 import torch
 from datasets import Dataset
 from timing import RESULTS, machine
-from training import Silent
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from grpokit.trainer import TrainConfig, Trainer
 from grpokit.trainer.built_in import make_task
 from grpokit.trainer.config import TaskConfig, stream
+from grpokit.trainer.console import Silent
 from grpokit.trainer.engine import InProcess
 from grpokit.trainer.evaluate import evaluate
 from grpokit.trainer.models import load
@@ -119,6 +119,7 @@ def trl(config, checkpoint, steps, every):
             model=policy.model, reward_funcs=reward, args=arguments, train_dataset=data,
             processing_class=policy.tokenizer, callbacks=[watched],
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
         trainer.train()
         spent = time.perf_counter() - start - watched.evaluating

@@ -8,23 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import grpokit as gk
-
-
-class Silent:
-    def note(self, text):
-        pass
-
-    def progress(self, phase, done, total, text):
-        pass
-
-    def table(self, metrics):
-        pass
-
-    def samples(self, rows):
-        pass
-
-    def close(self):
-        pass
+from grpokit.trainer.console import Silent
 
 
 def warm(seed):

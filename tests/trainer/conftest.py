@@ -11,6 +11,7 @@ import pytest
 from grpokit.stages import EXAMPLES
 from grpokit.trainer import calls
 from grpokit.trainer.config import Evaluation, TinyModel, TrainConfig, WarmStart
+from grpokit.trainer.console import Silent
 from grpokit.trainer.engine import InProcess
 from grpokit.trainer.policy import Policy
 from grpokit.trainer.sampling import Sampling
@@ -59,23 +60,6 @@ def generated(policy, prompts, longest, *, seed=0, **how):
     """A completion of each prompt, sampled in process."""
     seeds = [seed << 32 | row for row in range(len(prompts))]
     return InProcess(policy).generate(policy.encode(prompts), seeds, Sampling(longest, **how))
-
-
-class Silent:
-    def note(self, text):
-        pass
-
-    def progress(self, phase, done, total, text):
-        pass
-
-    def table(self, metrics):
-        pass
-
-    def samples(self, rows):
-        pass
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from grpokit.trainer.ahead import Ahead, sendable
 from grpokit.trainer.config import LRControl, Snapshots
 
 from .conftest import Echo
-from .test_resume import STEERED, Stopped, begin, command, told
+from .test_resume import STEERED, begin, command, stopped, told
 
 
 def books(run):
@@ -147,15 +147,7 @@ def test_one_that_always_dies_is_an_error(config, train, tmp_path, monkeypatch):
 def test_a_run_ahead_goes_on_where_it_stopped(config, train, tmp_path, monkeypatch, moment):
     config = dataclasses.replace(config, async_level=2, snapshots=Snapshots(every=2), **STEERED)
     train(config, "alone")
-    real = getattr(Trainer, moment)
-
-    def stop(self, step, **more):
-        if step in {4, "finished"}:
-            raise Stopped
-        return real(self, step, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Trainer, moment, stop)
+    with stopped(monkeypatch, moment):
         train(config, "run")
     train(config, "run", resume=True)
     same(tmp_path / "run", tmp_path / "alone")

@@ -18,7 +18,8 @@ from grpokit.stages import load
 from grpokit.trainer import TrainConfig, Trainer
 from grpokit.trainer.config import LRControl, Snapshots
 from grpokit.trainer.config_tables import LoRA, RanksConfig
-from grpokit.trainer.ranked import Onlooker, Silent, check, console_of
+from grpokit.trainer.console import Silent
+from grpokit.trainer.ranked import Onlooker, check, console_of
 from grpokit.trainer.ranks import ALONE, Ranks, groups_of, join
 from grpokit.trainer.run import RunDirectory
 from tests.trainer.conftest import Echo, parameters_of

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -90,6 +91,21 @@ class Stopped(Exception):  # noqa: N818
     pass
 
 
+@contextmanager
+def stopped(monkeypatch, moment, at=4):
+    """Inside, a run stops in that method of the trainer's, at that step; the end is told its status, and not a step."""
+    real = getattr(Trainer, moment)
+
+    def stop(self, step, **more):
+        if step in {at, "finished"}:
+            raise Stopped
+        return real(self, step, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, moment, stop)
+        yield
+
+
 STEERED = {
     "kl_control": KLControl(target=0.01, horizon=100.0),
     "entropy_control": EntropyControl(target=2.0),
@@ -108,16 +124,7 @@ def test_wherever_it_stops(config, task, silent, tmp_path, monkeypatch, changes,
     config = dataclasses.replace(config, steps=6, snapshots=Snapshots(every=2), **changes)
     how = {"task": task, "console": silent}
     Trainer(config, directory=tmp_path / "alone", **how).train()
-    real = getattr(Trainer, moment)
-
-    def stop(self, step, **more):
-        # The end is told its status, and not a step.
-        if step in {4, "finished"}:
-            raise Stopped
-        return real(self, step, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Trainer, moment, stop)
+    with stopped(monkeypatch, moment):
         Trainer(config, directory=tmp_path / "run", **how).train()
     resumed = Trainer(config, directory=tmp_path / "run", resume=True, **how)
     resumed.train()
@@ -138,15 +145,7 @@ def test_a_prompt_file_goes_on_where_it_was(config, silent, tmp_path, monkeypatc
     )
     config = dataclasses.replace(config, warm_start=dataclasses.replace(config.warm_start, steps=0))
     Trainer(config, directory=tmp_path / "alone", console=silent).train()
-    real = Trainer._step
-
-    def stop(self, step):
-        if step == 5:
-            raise Stopped
-        return real(self, step)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Trainer, "_step", stop)
+    with stopped(monkeypatch, "_step", at=5):
         Trainer(config, directory=tmp_path / "run", console=silent).train()
     path.write_text("\n".join([*rows[:-1], rows[-1].replace("39 is", "93 is")]), encoding="utf-8")
     with pytest.raises(gk.StateError, match="the prompts' fingerprint was .* and is") as caught:

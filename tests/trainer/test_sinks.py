@@ -15,6 +15,7 @@ import pytest
 import grpokit as gk
 from grpokit.trainer import Trainer, sinks
 from grpokit.trainer.config_tables import Logging
+from grpokit.trainer.console import Silent
 from grpokit.trainer.sinks import Sinks
 
 BESIDE = Path(__file__).parents[2] / ".sinks"
@@ -30,24 +31,12 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-class Notes:
+class Notes(Silent):
     def __init__(self):
         self.told = []
 
     def note(self, text):
         self.told.append(text)
-
-    def progress(self, phase, done, total, text):
-        pass
-
-    def table(self, metrics):
-        pass
-
-    def samples(self, rows):
-        pass
-
-    def close(self):
-        pass
 
 
 class Kept:

@@ -73,8 +73,8 @@ def test_what_is_not_over_in_time_is_too_long(policy):
     assert all(len(row.token_ids) <= 4 for row in talked(policy, longest=4))
 
 
-def test_the_environments_tokens_are_in_no_loss(config):
-    """The gradient is that of the conversation in which only the policy's tokens count."""
+def test_the_environments_tokens_are_in_no_loss(config, monkeypatch):
+    """What the loss counts are the policy's tokens."""
     config = dataclasses.replace(config, max_completion_length=24, recipe="rloo").with_settings(
         ['sampling.stop=[".", "x", "7"]']
     )
@@ -90,11 +90,8 @@ def test_the_environments_tokens_are_in_no_loss(config):
             seen.append(kwargs["mask"])
         return real(*args, **kwargs)
 
-    gk.TokenBatch = spy
-    try:
-        metrics = learner.learn(sampled)
-    finally:
-        gk.TokenBatch = real
+    monkeypatch.setattr(gk, "TokenBatch", spy)
+    metrics = learner.learn(sampled)
     rows = [c for c, kept in zip(sampled.completions, sampled.processed.keep, strict=True) if kept]
     assert sum(int(mask.sum()) for mask in seen) == sum(sum(c.own) if c.own else len(c.token_ids) for c in rows)
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-5

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pickle
 import shutil
 from base64 import b64decode, b64encode
@@ -285,4 +284,4 @@ class Ahead:
     def _clear(self, needed: int) -> None:
         for path in self.weights.glob("step-*.safetensors"):
             if path < handed_over(self.weights, needed):
-                os.unlink(path)  # noqa: PTH108 - the glob may hold it no longer
+                path.unlink()

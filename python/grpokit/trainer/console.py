@@ -54,6 +54,25 @@ class Console(Protocol):
         ...
 
 
+class Silent:
+    """Says nothing."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def progress(self, phase: str, done: int, total: int, text: str) -> None:
+        pass
+
+    def table(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def samples(self, rows: Sequence[Sample]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Plain:
     """A line for each note, and about five for a phase: for files, pipes and logs."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpokit.errors import error
 
-from .console import Console, console_for
+from .console import Console, Silent, console_for
 from .run import RunDirectory, default_name
 
 if TYPE_CHECKING:
@@ -54,25 +54,6 @@ def directory_of(ranks: Ranks, config: TrainConfig, given: str | os.PathLike[str
     """The run's directory, the same for all; the first rank alone writes there."""
     path = ranks.agree(lambda: Path(given or Path("runs") / default_name(config)))
     return RunDirectory(path) if ranks.first else Onlooker(path)
-
-
-class Silent:
-    """A console that says nothing."""
-
-    def note(self, text: str) -> None:
-        pass
-
-    def progress(self, phase: str, done: int, total: int, text: str) -> None:
-        pass
-
-    def table(self, metrics: Any) -> None:
-        pass
-
-    def samples(self, shown: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Onlooker(RunDirectory):
