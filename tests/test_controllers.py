@@ -164,5 +164,6 @@ def test_the_losses_hand_over_what_it_reads():
     )
     out = gk.loss.from_logps(torch.full((3, 2), -1.0, requires_grad=True), batch, gk.recipe("vcpo"))
     assert out.log_weights.tolist() == [1.0, 2.0]
+    assert {name: x.tolist() for name, x in out.columns.items()} == {"logps": [-1.0] * 3}
     plain = gk.TokenBatch(torch.zeros(1, 2, dtype=torch.int64), advantages=torch.ones(1))
     assert gk.loss.from_logps(torch.zeros(1, 2, requires_grad=True), plain, gk.recipe("rloo")).log_weights is None

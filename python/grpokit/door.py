@@ -45,11 +45,19 @@ class LossOutput:
     log_weights : (S',) tensor or None
         log w = Σ_t log π / π_rollout of each sequence that has live tokens, detached: what `effective_sample_size` and
         `ESSLearningRate` read. None where the batch has no `rollout_logps`.
+    columns : dict of (T,) tensors
+        The policy's ``logps`` of the live tokens, in order, and ``entropies`` where they are known; detached.
     """
 
     loss: Tensor
     metrics: dict[str, Any]
     log_weights: Tensor | None
+    columns: dict[str, Tensor]
+
+
+def of_policy(current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `LossOutput.columns` is."""
+    return {name: current[name].detach() for name in MADE if name in current}
 
 
 class Door:
@@ -137,7 +145,7 @@ def run(door: Door, *inputs: Tensor, fused: bool = False) -> LossOutput:
             loss_T, gradients, metrics = result.loss, result.gradients, measure(batch, recipe, current, result)
         log_weights = sequence_log_weights(batch, current["logps"])
     loss: Tensor = _Loss.apply(door, loss_T, gradients, *inputs)
-    return LossOutput(loss, metrics, log_weights)
+    return LossOutput(loss, metrics, log_weights, of_policy(current))
 
 
 def _untraced(function: Callable[..., Any], *arguments: Any) -> Any:

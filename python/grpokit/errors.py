@@ -366,6 +366,10 @@ KINDS: dict[str, Kind] = {
         FileError,
         "{path} cannot be read: {reason}.",
     ),
+    "nothing_to_read": Kind(
+        FileError,
+        "nothing in {path} can be read ({problems}). Give the directory of a run, or rollout files.",
+    ),
     "reader_died": Kind(
         FileError,
         "{path} cannot be read: the process that read it was ended by {signal}. What it had begun to write is removed. "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .door import LossOutput, columns_door, run, sequence_log_weights, take_ready
+from .door import LossOutput, columns_door, of_policy, run, sequence_log_weights, take_ready
 from .equation import Coefficients, coefficients, needs_first_pass
 from .errors import error
 from .kernel_choice import backend
@@ -127,7 +127,7 @@ def from_hidden(
         log_weights = sequence_log_weights(batch, current["logps"])
         gradients = [*head.gradients(), *door.write(result.gradients, given)]
     loss: Tensor = _Known.apply(result.loss, gradients, hidden, weight, *given)
-    return LossOutput(loss, metrics, log_weights)
+    return LossOutput(loss, metrics, log_weights, of_policy(current))
 
 
 @torch.no_grad()

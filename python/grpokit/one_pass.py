@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import gates
-from .door import LossOutput, part_key, sequence_log_weights, take_ready
+from .door import LossOutput, of_policy, part_key, sequence_log_weights, take_ready
 from .errors import error
 from .kernel_choice import ONE_PASS, VARIABLE
 from .metrics import measure
@@ -139,7 +139,8 @@ def loss(logits: Tensor, batch: TokenBatch, recipe: Recipe, *, softcap: float | 
         elif isinstance(plan, gates.Plan):
             loss_T, _, metrics = gates.run(plan, batch, recipe, current)
         total = loss_T.sum().float()
-    return LossOutput(_Written.apply(logits, total, batch.live.index), metrics, sequence_log_weights(batch, logps))
+    loss: Tensor = _Written.apply(logits, total, batch.live.index)
+    return LossOutput(loss, metrics, sequence_log_weights(batch, logps), of_policy(current))
 
 
 class _Written(torch.autograd.Function):

@@ -38,6 +38,22 @@ def test_a_completion_is_the_same_in_any_batch(policy):
     assert engine.generate(prompts[:2], [1, 1], sampling) != engine.generate(prompts[:2], [1, 2], sampling)
 
 
+def test_prompts_go_through_the_model_once_and_rows_that_have_ended_go(policy, monkeypatch):
+    """A group's prompt is read once; what a stop string ends early leaves the batch, and nothing else changes."""
+    shapes, forward = [], policy.model.forward
+    monkeypatch.setattr(policy.model, "forward", lambda **k: shapes.append(tuple(k["input_ids"].shape)) or forward(**k))
+    prompts, sampling = policy.encode(["dcba>", "q>"] * 8), Sampling(12, stop=tuple("aeiou0123456789"))
+    rows = InProcess(policy).generate(prompts, range(16), sampling)
+    assert shapes[0] == (2, 5)
+    assert shapes[1][0] in (12, 16)
+    assert [b for b, _ in shapes[1:]] == sorted((b for b, _ in shapes[1:]), reverse=True)
+    assert 0 < shapes[-1][0] <= 12
+    for row, (prompt, seed) in zip(rows, zip(prompts, range(16), strict=True), strict=True):
+        (alone,) = InProcess(policy).generate([prompt], [seed], sampling)
+        assert alone.token_ids == row.token_ids
+        assert alone.logps == pytest.approx(row.logps, abs=5e-6)
+
+
 def distribution(policy, prompt, temperature):
     with torch.no_grad():
         logits = policy.model(torch.tensor(policy.encode([prompt]))).logits[0, -1]

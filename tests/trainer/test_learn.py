@@ -265,14 +265,14 @@ def test_the_learning_rate_follows_the_effective_sample_size(task, config):
         learner = Learner(policy, c.make_recipe(), c)
         learner.optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.3)
         seen, weights = [], [[w.clone() for w in policy.model.parameters()]]
-        update = learner._update
+        update = learner._move
 
         def watched(*rows, update=update, seen=seen, weights=weights, policy=policy):
             seen.append(update(*rows))
             weights.append([w.clone() for w in policy.model.parameters()])
             return seen[-1]
 
-        learner._update = watched
+        learner._move = watched
         found = learner.learn(collected(policy, task, c, reward=ranked))
         steps[name] = seen, weights, found
     free, scaled = steps["free"], steps["scaled"]
@@ -317,3 +317,24 @@ def test_the_baseline_of_least_variance_in_the_trainer(task, config):
         # Sampler and trainer are one here: w is 1 to rounding.
         expected = (R - W @ R) / (R.std() + 1e-4)
         np.testing.assert_allclose(sampled.processed.advantages[at], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("microbatch_tokens", [64, 16384])
+@pytest.mark.parametrize("recipe", ["dapo", "gspo", "vcpo"])
+def test_one_update_takes_its_log_probs_from_the_loss(task, config, monkeypatch, recipe, microbatch_tokens):
+    """A policy that has not moved is the old policy: a pass of its own finds the same, to rounding."""
+    config = dataclasses.replace(config, updates_per_step=1, microbatch_tokens=microbatch_tokens)
+    config = config.with_settings([f"recipe={recipe}"])
+    passes = []
+    real = Learner._logps
+    monkeypatch.setattr(Learner, "_logps", lambda *a: passes.append(1) or real(*a))
+    reward = lambda prompts, completions, **columns: [float(len(text)) for text in completions]  # noqa: E731
+    _, once, found = learned(task, config, reward=reward)
+    assert not passes
+    monkeypatch.setattr("grpokit.trainer.learn._looks_at_all", lambda recipe: True)
+    _, twice, expected = learned(task, config, reward=reward)
+    assert len(passes) == 1
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected, rel=2e-4, abs=2e-6)
+    for a, b in zip(once.policy.trained(), twice.policy.trained(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)

@@ -68,9 +68,9 @@ from tests.trainer.test_ranks import BASE, CASES, Silent, configured
 
 place, names = Path(sys.argv[1]), sys.argv[2:]
 rank, updates = int(os.environ["RANK"]), []
-real = Learner._update
+real, move = Learner._pass_back, Learner._move
 
-def update(self, rows, columns, sizes, clock):
+def pass_back(self, rows, columns, sizes, clock):
     own = self.policy.ranks.shares(sizes)
     # Groups are whole, and all rows are somebody's.
     bounds = [0]
@@ -79,12 +79,16 @@ def update(self, rows, columns, sizes, clock):
     assert all(part.start in bounds and part.stop in bounds for part in own), (own, bounds)
     assert [own[0].start, own[-1].stop] == [0, len(rows.targets)]
     assert all(isinstance(weight, DTensor) for weight in self.policy.model.parameters())
-    found = real(self, rows, columns, sizes, clock)
-    assert all(isinstance(s["exp_avg"], DTensor) for s in self.optimizer.state.values())
     updates.append(own[rank])
+    return real(self, rows, columns, sizes, clock)
+
+def moved(self, measured, clock):
+    found = move(self, measured, clock)
+    assert len(self.optimizer.state)
+    assert all(isinstance(s["exp_avg"], DTensor) for s in self.optimizer.state.values())
     return found
 
-Learner._update = update
+Learner._pass_back, Learner._move = pass_back, moved
 for name in names:
     trainer = Trainer(configured(name), task=Echo(), directory=place / name)
     trainer.train()

@@ -180,7 +180,7 @@ def filter_files(
         whole_number("filter_files", "group_size", group_size, at_least=1, at_most=2**31)
     whole_number("filter_files", "max_group_rows", max_group_rows, at_least=1, at_most=2**62)
     paths, beside = expand(inputs)
-    opened = [_open(path) for path in paths]
+    opened = [open_input(path) for path in paths]
     kinds = sorted({KINDS[type(file).__name__] for file in opened})
     if len(kinds) > 1:
         raise error("mixed_files", kinds=" and ".join(kinds))
@@ -271,7 +271,7 @@ def explain(
     """What some files are taken for, and what of them is read as what; parameters are those of `filter_files`."""
     paths, beside = expand(inputs)
     theirs = {word: name for word, name in (columns or {}).items() if word not in ("advantage", "reason")}
-    opened = [_open(path) for path in paths]
+    opened = [open_input(path) for path in paths]
     read = reading(opened, None, theirs, format_=format, reward=reward, group_size=group_size)
     fields = opened[0].fields
     shape = next((shape for shape in read.format.fields if set(shape) <= set(fields)), ())
@@ -311,7 +311,14 @@ def _expanded(given: str | Path) -> tuple[list[Path], list[Path]]:
     return [file for file in files if file not in beside], beside
 
 
-def _open(path: Path) -> Input:
+def open_input(path: Path) -> Input:
+    """A file by what it begins with.
+
+    Raises
+    ------
+    FileError
+        `file_unreadable`.
+    """
     try:
         if not path.is_file():
             raise error("file_unreadable", path=str(path), reason=_why_not(path))

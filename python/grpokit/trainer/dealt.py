@@ -72,33 +72,50 @@ class Measured:
     ----------
     live : int
         The live tokens of one's own batch, which its metrics are means over.
+
+    Attributes
+    ----------
+    metrics : dict
+        Their sums over parts.
+    log_weights : list of Tensor
+        log w of each sequence, in the order of the rows.
+    columns : list of dict of Tensor
+        `LossOutput.columns` of the live tokens, likewise.
     """
 
     def __init__(self, live: int) -> None:
         self.live = live
         self.metrics: dict[str, float] = {}
         self.log_weights: list[Tensor] = []
+        self.columns: list[dict[str, Tensor]] = []
 
     def add(self, out: LossOutput) -> None:
         """Passes back through a part's loss, and adds what it measured."""
         out.loss.backward()  # type: ignore[no-untyped-call]
         self.log_weights += [] if out.log_weights is None else [out.log_weights.cpu()]
+        self.columns.append({name: x.cpu() for name, x in out.columns.items()})
         del out.metrics["kernel"]
         for name, value in ({"loss": out.loss} | out.metrics).items():
             self.metrics[name] = self.metrics.get(name, 0.0) + value.item()
 
-    def of_all(self, ranks: Ranks) -> tuple[dict[str, float], Tensor]:
-        """Of all ranks: the metrics, and log w of each sequence, in the order of the rows."""
+    def places(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of all rows, of the mask's shape and on its device: float32, 0 where none is."""
+        logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
+        for name, to in (("logps", logps), ("entropies", entropies)):
+            to[mask] = torch.cat([x[name] for x in self.columns]).to(to)
+        return logps, entropies
+
+    def of_all(self, ranks: Ranks) -> Measured:
+        """Of all ranks."""
         found = ranks.gather(self)
         if ranks.world == 1:
-            return self.metrics, torch.cat(self.log_weights)
-        live = max(1, sum(one.live for one in found))
-        # A rank's loss is multiplied by their number, since its gradient is averaged.
-        shares = [
-            {name: 1 / ranks.world if name == "loss" else one.live / live for name in one.metrics} for one in found
-        ]
-        metrics: dict[str, float] = {}
-        for one, share in zip(found, shares, strict=True):
+            return self
+        all_of = Measured(max(1, sum(one.live for one in found)))
+        for one in found:
+            all_of.log_weights += one.log_weights
+            all_of.columns += one.columns
             for name, value in one.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + share[name] * value
-        return metrics, torch.cat([x for one in found for x in one.log_weights])
+                # A rank's loss is multiplied by their number, since its gradient is averaged.
+                share = 1 / ranks.world if name == "loss" else one.live / all_of.live
+                all_of.metrics[name] = all_of.metrics.get(name, 0.0) + share * value
+        return all_of

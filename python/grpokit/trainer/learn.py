@@ -78,52 +78,66 @@ class Learner:
         batch = self.policy.pad([sampled.completions[row] for row in kept])
         advantages = _advantages(sampled, kept, batch)
         off_policy = torch.tensor([sampled.completions[row].off_policy for row in kept], device=batch.targets.device)
+        versions = torch.tensor([sampled.completions[row].version for row in kept], device=off_policy.device)
         group_id = sampled.group_id[kept]
+        dealt = self._deal(group_id) * config.num_iterations
+        seen = ref_logps = None
         with clock("logps"):
-            old_logps, entropies = self._logps(self.policy, batch, group_id)
-            ref_logps = None
+            if len(dealt) > 1 or off_policy.any() or _looks_at_all(self.recipe):
+                seen = self._logps(self.policy, batch, group_id)
             if self.reference is not None and self.recipe.reads("ref_logps"):
                 ref_logps, _ = self._logps(self.reference, batch, group_id)
-        # The sampler has no say about demonstrations: corrections weigh them 1.
-        shown = off_policy[:, None] & batch.mask
-        batch.rollout_logps[shown] = old_logps[shown]
-        sampled_mask = batch.mask & ~shown
-        versions = torch.tensor([sampled.completions[row].version for row in kept], device=off_policy.device)
-        gaps = logp_gaps(old_logps, batch.rollout_logps, config.how())
-        gap = gaps[sampled_mask] if sampled_mask.any() else gaps.new_zeros(1)
-        # Rows that other weights sampled differ rightly.
-        current = sampled_mask & (versions == self.updates)[:, None]
-        if current.any():
-            check_agreement(gaps[current], config.logp_gap_bound, self.updates)
-        mismatch = gk.mismatch_stats(old_logps.cpu(), batch.rollout_logps.cpu(), sampled_mask.cpu()).metrics()
-        dealt = self._deal(group_id) * config.num_iterations
+        told = None if seen is None else self._compare(batch, *seen, versions, off_policy)
+        # None: the policy that the one update sees is the old one.
+        old_logps = None if seen is None else seen[0]
         columns = {"advantages": advantages, "old_logps": old_logps, "ref_logps": ref_logps, "off_policy": off_policy}
+        measured = []
         with self.policy.ranks.phase("learning"):
             self.policy.ranks.meet()
-            measured = [
-                self._update(batch[rows], _at(columns, rows), groups_of(group_id[rows.numpy()].tolist()), clock)
-                for rows in dealt
-            ]
+            for rows in dealt:
+                sizes = groups_of(group_id[rows.numpy()].tolist())
+                found = self._pass_back(batch[rows], _at(columns, rows), sizes, clock)
+                told = told or self._compare(batch, *found.places(batch.mask), versions, off_policy)
+                measured.append(self._move(found, clock))
         means = {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
         # The age of a row, in updates, when an update sees it.
         started = self.updates - len(dealt)
         ages = torch.cat([started + at - versions[rows][~off_policy[rows]] for at, rows in enumerate(dealt)]).double()
         ages = ages if len(ages) else ages.new_zeros(1)
-        entropy = entropies[batch.mask].mean().item()
+        assert told is not None
         return {
-            **{name: value for name, value in mismatch.items() if np.isfinite(value)},
+            **told,
             **means,
             **_extremes(measured),
-            **_ratios((old_logps - batch.rollout_logps)[sampled_mask]),
-            **self._steer(entropy, means.get("kl", sampled.kl), len(kept)),
-            "entropy": entropy,
-            "sampling/sampling_logp_difference/mean": gap.mean().item(),
-            "sampling/sampling_logp_difference/max": gap.max().item(),
+            **self._steer(told["entropy"], means.get("kl", sampled.kl), len(kept)),
             "mismatch/ess_last": measured[-1]["mismatch/ess_current"],
             "learning_rate": config.learning_rate * means.get("lr_scale", 1.0),
             "staleness/mean": float(ages.mean()),
             "staleness/max": float(ages.max()),
             "updates": len(measured),
+        }
+
+    def _compare(
+        self, batch: Padded, logps: Tensor, entropies: Tensor, versions: Tensor, off_policy: Tensor
+    ) -> dict[str, float]:
+        """What the policy's log-probs before the updates say beside the sampler's, and its entropy."""
+        # The sampler has no say about demonstrations: corrections weigh them 1.
+        shown = off_policy[:, None] & batch.mask
+        batch.rollout_logps[shown] = logps[shown]
+        sampled = batch.mask & ~shown
+        gaps = logp_gaps(logps, batch.rollout_logps, self.config.how())
+        gap = gaps[sampled] if sampled.any() else gaps.new_zeros(1)
+        # Rows that other weights sampled differ rightly.
+        current = sampled & (versions == self.updates)[:, None]
+        if current.any():
+            check_agreement(gaps[current], self.config.logp_gap_bound, self.updates)
+        mismatch = gk.mismatch_stats(logps.cpu(), batch.rollout_logps.cpu(), sampled.cpu()).metrics()
+        return {
+            **{name: value for name, value in mismatch.items() if np.isfinite(value)},
+            **_ratios((logps - batch.rollout_logps)[sampled]),
+            "entropy": entropies[batch.mask].mean().item(),
+            "sampling/sampling_logp_difference/mean": gap.mean().item(),
+            "sampling/sampling_logp_difference/max": gap.max().item(),
         }
 
     def _steer(self, entropy: float, kl: float, rollouts: int) -> dict[str, float]:
@@ -170,9 +184,8 @@ class Learner:
         hands = np.array_split(groups, min(self.config.updates_per_step, len(groups)))
         return [torch.from_numpy(np.flatnonzero(np.isin(group_id, hand))) for hand in hands]
 
-    def _update(
-        self, rows: Padded, columns: dict[str, Tensor | None], sizes: list[int], clock: Clock
-    ) -> dict[str, float]:
+    def _pass_back(self, rows: Padded, columns: dict[str, Tensor | None], sizes: list[int], clock: Clock) -> Measured:
+        """The gradient of an update's loss, and what the loss measured; of all ranks."""
         config, ranks = self.config, self.policy.ranks
         own = ranks.shares(sizes)[ranks.rank]
         mine = rows[own]
@@ -203,21 +216,34 @@ class Learner:
                 else:
                     logits = self.policy.no_loss(rows.inputs, rows.targets.shape[1])
                     measured.add(gk.loss.from_logits(logits, part, self.recipe, kernel="eager"))
+        return measured.of_all(ranks)
+
+    def _move(self, measured: Measured, clock: Clock) -> dict[str, float]:
+        """The optimizer's step, and the update's metrics."""
+        config, weights = self.config, torch.cat(measured.log_weights)
         with clock("optimizer"):
             norm = full(torch.nn.utils.clip_grad_norm_(self.policy.trained(), config.max_grad_norm))
             if not norm.isfinite():
                 raise error("diverged", what="the gradient's norm")
-            metrics, weights = measured.of_all(ranks)
             scale = self.lr_control.update(weights) if self.lr_control else 1.0
-            self._step(config.learning_rate * scale)
-        metrics |= {"grad_norm": norm.item(), "mismatch/ess_current": effective_sample_size(weights)}
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.learning_rate * scale
+            self.optimizer.step()
+            self.updates += 1
+        metrics = measured.metrics | {
+            "grad_norm": norm.item(),
+            "mismatch/ess_current": effective_sample_size(weights),
+        }
         return metrics | ({"lr_scale": scale} if self.lr_control else {})
 
-    def _step(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.updates += 1
+
+def _looks_at_all(recipe: gk.Recipe) -> bool:
+    """Whether some of the loss may need to know of all rows, before the gradient of any, what the old policy said."""
+    return any(
+        term.objective.scope == "batch"
+        or any(stage.scope == "batch" or term.aggregate.over == "kept" for stage in term.weigh)
+        for term in recipe.terms
+    )
 
 
 def _at(columns: dict[str, Tensor | None], rows: Any) -> dict[str, Tensor | None]:

@@ -176,12 +176,14 @@ class Policy:
         InputError
             A text is empty, or has a character that the tokenizer does not know.
         """
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        once = list(dict.fromkeys(texts))  # a group repeats its prompt
+        ids: list[list[int]] = self.tokenizer(once, add_special_tokens=False)["input_ids"]
         unknown = self.tokenizer.unk_token_id
-        for text, row in zip(texts, ids, strict=True):
+        for text, row in zip(once, ids, strict=True):
             if not row or unknown in row:
                 raise error("untokenizable", text=text, known=CHARACTERS.strip())
-        return ids
+        found = dict(zip(once, ids, strict=True))
+        return [list(found[text]) for text in texts]
 
     def pad(self, completions: Sequence[Completion]) -> Padded:
         """The completions as tensors on the model's device."""

@@ -1,0 +1,122 @@
+"""What can be read of a run is read, and what cannot is said."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from grpokit import FileError
+from grpokit.record import Metrics, read_record
+
+
+def run(place, lines, **files):
+    place.mkdir()
+    (place / "metrics.jsonl").write_bytes(lines if isinstance(lines, bytes) else "\n".join(lines).encode() + b"\n")
+    for name, text in files.items():
+        (place / name.replace("_", ".")).write_text(text)
+    return place
+
+
+def line(step, **values):
+    return json.dumps({"step": step, **values})
+
+
+def test_metrics_by_step(tmp_path):
+    record = read_record(run(tmp_path / "run", [line(0, **{"eval/pass@1": 0.5}), line(1, reward=1), line(2, kl=None)]))
+    assert record.metrics.steps_N.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(record.metrics["reward"], [np.nan, 1, np.nan])
+    assert record.metrics.there("eval/pass@1") == ([0], [0.5])
+    assert record.metrics.trained().steps_N.tolist() == [1, 2]
+    assert "kl" not in record.metrics
+    assert (record.rows, record.config, record.summary, record.problems) == (None, None, None, [])
+
+
+def test_what_is_broken_is_said_and_the_rest_is_read(tmp_path):
+    data = b'{"step": 1, "reward": 1}\nrubbish\n[1]\n{"step": "x"}\n{"step": 3, "schema_version": 1}\n'
+    data += b'{"step": 2, "schema_version": 7, "reward": 2}\n{"step": 2, "reward": 3}\n{"step": 4, "rew'
+    record = read_record(run(tmp_path / "run", data, config_toml="= no", summary_json="[1]"))
+    assert record.metrics.steps_N.tolist() == [1, 2, 3]
+    assert record.metrics["reward"][:2].tolist() == [1, 3]
+    told = " ".join(record.problems)
+    for words in ("left out: 3, the first is line 2", "cut off", "there twice", "backwards", "version 1, 7"):
+        assert words in told
+    assert "config.toml: it is no configuration" in told
+    assert "summary.json: it is no summary" in told
+
+
+@pytest.mark.parametrize("made", ["nothing", "empty", "only rubbish", "no run"])
+def test_where_nothing_can_be_read(tmp_path, made):
+    place = tmp_path / "run"
+    if made != "nothing":
+        run(place, b"" if made == "empty" else b"rubbish\n")
+    if made == "no run":
+        (place / "metrics.jsonl").unlink()
+    with pytest.raises(FileError, match="can be read") as caught:
+        read_record(place)
+    assert caught.value.kind == "nothing_to_read"
+
+
+def test_rows_of_any_container_and_their_texts(tmp_path):
+    rows = [
+        {"group_id": g, "step": 1 + g // 2, "reward": None if r == 3 else r / 4, "response_len": r, "prompt": f"p{g}"}
+        | {"text": f"t{g}{r}", "finish": "length" if r == 1 else "stop", "keep": r > 0, "advantage": 0.5, "source": "ab"[g % 2]}
+        for g in (7, 5, 6)
+        for r in range(4)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=5)
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"group_id')
+    for name in ("a.parquet", "b.jsonl"):
+        record = read_record(tmp_path / name)
+        found = record.rows
+        assert found["group"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        np.testing.assert_array_equal(found["reward"], [0, 0.25, 0.5, np.nan] * 3)
+        assert found["truncated"].tolist() == [0, 1, 0, 0] * 3
+        assert found["keep"].tolist() == [0, 1, 1, 1] * 3
+        assert found["step"].tolist() == [4] * 4 + [3] * 4 + [4] * 4
+        assert [found.sources[at] for at in found["source"][::4]] == ["b", "b", "a"]
+        assert found.texts([9, 0]) == [{"prompt": "p6", "text": "t61"}, {"prompt": "p7", "text": "t70"}]
+        assert (found.groups, found.format, len(found)) == (3, "columns", 12)
+        assert record.metrics is None
+        assert len(record.problems) == (name == "b.jsonl")
+
+
+def test_of_many_files_some_are_read_and_the_last_is_among_them(tmp_path):
+    from grpokit.record.rows import read_rows
+
+    for step in range(50):
+        pq.write_table(
+            pa.table({"group_id": [1, 1], "reward": [0.0, 1.0], "step": [step] * 2}), tmp_path / f"{step:03}.parquet"
+        )
+    (tmp_path / "020.parquet").write_bytes(b"PAR1 no")
+    problems = []
+    rows = read_rows(sorted(tmp_path.glob("*.parquet")), problems, most_files=50)
+    assert (rows.files, rows.read, len(rows), rows.groups) == (50, 49, 98, 49)
+    assert "020.parquet" in problems[0]
+    rows = read_rows(sorted(tmp_path.glob("*.parquet")), [], most_files=10)
+    assert rows.read == 10
+    assert rows["step"][-1] == 49
+
+
+def test_a_directory_of_trls_trainer(tmp_path):
+    for name, steps in (("checkpoint-1", 1), ("checkpoint-2", 2)):
+        (tmp_path / name).mkdir()
+        history = [{"step": at, "reward": at / 2} for at in range(1, steps + 1)] + [{"step": steps, "eval_loss": 1.0}]
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+        os.utime(tmp_path / name / "trainer_state.json", (steps, steps))
+    (tmp_path / "completions").mkdir()
+    table = {"step": [1, 1], "prompt": ["a", "a"], "completion": ["b", "c"], "f": [0.0, 1.0], "advantage": [-1.0, 1.0]}
+    pq.write_table(pa.table(table), tmp_path / "completions" / "completions_00001.parquet")
+    record = read_record(tmp_path)
+    assert record.metrics["reward"].tolist() == [0.5, 1.0]
+    assert record.metrics["eval_loss"][1] == 1
+    assert record.rows.format == "trl"
+    assert record.rows.texts([1])[0]["text"] == "c"
+
+
+def test_a_step_that_is_there_twice():
+    metrics = Metrics.of([{"step": 2, "a": 1}, {"step": 2, "a": True, "b": "x"}])
+    assert len(metrics) == 1
+    assert metrics["a"].tolist() == [1]
