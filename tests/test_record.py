@@ -62,7 +62,8 @@ def test_where_nothing_can_be_read(tmp_path, made):
 def test_rows_of_any_container_and_their_texts(tmp_path):
     rows = [
         {"group_id": g, "step": 1 + g // 2, "reward": None if r == 3 else r / 4, "response_len": r, "prompt": f"p{g}"}
-        | {"text": f"t{g}{r}", "finish": "length" if r == 1 else "stop", "keep": r > 0, "advantage": 0.5, "source": "ab"[g % 2]}
+        | {"text": f"t{g}{r}", "finish": "length" if r == 1 else "stop", "keep": r > 0, "advantage": 0.5}
+        | {"source": "ab"[g % 2]}
         for g in (7, 5, 6)
         for r in range(4)
     ]  # fmt: skip
