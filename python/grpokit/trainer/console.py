@@ -223,7 +223,9 @@ def _words(summary: Summary) -> str:
         # What a lift well beyond its noise may be called, and no more.
         noise = summary.before.stderr + summary.after.stderr
         shows = "This shows that the trainer works, not that it teaches a new skill."
-        if summary.lift <= 3 * noise:
+        if summary.lift < -3 * noise:
+            shows = f"Here it lost it: `grpokit doctor {summary.directory}` says why."
+        elif summary.lift <= 3 * noise:
             shows = "A change of that size is within its noise: it shows nothing yet."
         lines.append(
             f"Before it, {summary.before.pass_k:.0%} of the prompts had a right answer among {summary.before.k} tries: "
