@@ -71,8 +71,12 @@ class Rule:
 
     def __call__(self, record: Record) -> list[Finding]:
         """What it finds in a record."""
-        bounds = {name: bound for name, (bound, _) in self.bounds.items()}
+        bounds = self.thresholds()
         return [self._finding(seen, bounds) for seen in self.look(record, bounds)]
+
+    def thresholds(self) -> dict[str, float]:
+        """The bounds without their reasons."""
+        return {name: bound for name, (bound, _) in self.bounds.items()}
 
     def _finding(self, seen: Seen, bounds: Bounds) -> Finding:
         numbers = {**seen.evidence} | {f"bound: {name}": bound for name, bound in bounds.items()}

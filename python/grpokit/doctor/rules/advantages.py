@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grpokit.doctor.configured import recipe_of
+from grpokit.doctor.configured import compares_groups, recipe_of
 from grpokit.doctor.rule import Bounds, Seen, rule
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _divided(record: Record, spread: NDArray[np.float64], signal: NDArray[np.boo
     fix="`grpokit advantages FILE -o OUT --recipe grpo` gives what they should be; compare. Filter before advantages "
     "are computed, not by their sign.",
     source="arXiv:2402.03300, eq. 3; arXiv:2402.14740 (a baseline changes no expectation)",
-    reads="advantages and rewards of rows, by step",
+    reads="advantages and rewards of rows, by step; not where the recipe compares no answers (ppo_clip, remax)",
     bounds={
         "rows": (16, "with an advantage that is not 0 in a step; of 16 of either sign 2⁻¹⁵ are alike by chance"),
         "batches": (0.8, "share of the steps that are so: the cause is in the code, not in the luck of a step"),
@@ -110,7 +110,7 @@ def _divided(record: Record, spread: NDArray[np.float64], signal: NDArray[np.boo
 def one_sign(record: Record, bound: Bounds) -> Iterator[Seen]:
     """By step, among the rows that were kept, where their rewards differ."""
     rows = record.rows
-    if rows is None or "advantage" not in rows:
+    if rows is None or "advantage" not in rows or compares_groups(record) is False:
         return
     used = np.isfinite(rows["advantage"]) & (rows["advantage"] != 0) & np.isfinite(rows["reward"])
     if "keep" in rows:
@@ -121,7 +121,8 @@ def one_sign(record: Record, bound: Bounds) -> Iterator[Seen]:
     above = np.bincount(at, rows["advantage"][used] > 0, len(found))
     enough = count >= bound["rows"]
     alike = enough & ((above == 0) | (above == count))
-    differ = np.ptp(rows["reward"][used]) > 0 if used.any() else False
+    scored = rows["reward"][np.isfinite(rows["reward"])]
+    differ = len(scored) > 0 and np.ptp(scored) > 0
     if not enough.any() or not differ or alike.sum() < bound["batches"] * enough.sum():
         return
     sign = "above" if above[alike][0] else "below"

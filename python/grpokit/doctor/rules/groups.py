@@ -10,6 +10,8 @@ from grpokit.doctor.configured import compares_groups, whole
 from grpokit.doctor.rule import Bounds, Seen, rule
 from grpokit.doctor.series import difference, ends, rising, slope
 
+from .scorer import all_equal, dead_scorer
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -123,13 +125,14 @@ def _steps_of(rows: Rows, which: np.ndarray) -> tuple[int, int] | None:
     bounds={
         "share": (0.75, "a quarter of the groups teach: the gradient's standard error is twice what it could be"),
         "errors": (3, "standard errors that the mean is above the bound, so that a few steps do not tell"),
+        "solved": (0.95, "of a reward of 1: the prompts are learned, which is worth knowing and no fault"),
     },
     online=True,
 )
 def no_signal(record: Record, bound: Bounds) -> Iterator[Seen]:
     """At the end of the run; whether it rose, and what one p would give, is said."""
     found = ends(record.metrics, "frac_reward_zero_std")
-    if is_singletons(record):
+    if is_singletons(record) or all_equal(record, dead_scorer.thresholds()) is not None:
         return
     size = whole(record, "num_generations")
     if found is not None and record.metrics is not None:
@@ -154,11 +157,17 @@ def no_signal(record: Record, bound: Bounds) -> Iterator[Seen]:
         message = f"{late:.0%} of {rows.groups} groups have equal rewards"
     else:
         return
-    if size and 0 <= p <= 1:
+    if size and 0 <= p <= 1 and not _of_degrees(record):
         alike = p**size + (1 - p) ** size
         numbers |= {"p": p, "group size": size, "p^G + (1-p)^G": alike}
         message += f"; if every prompt had p = {p:.2f}, it would be {alike:.1%}"
-    yield Seen(message + ".", numbers, steps)
+    # What is solved has nothing left to teach.
+    yield Seen(message + ".", numbers, steps, "info" if bound["solved"] <= p <= 1 else None)
+
+
+def _of_degrees(record: Record) -> bool:
+    """Whether rewards are known to be more than right or wrong."""
+    return record.rows is not None and len(np.unique(record.rows["reward"][np.isfinite(record.rows["reward"])])) > 2
 
 
 def _without_signal(rows: Rows) -> tuple[float, float, int]:

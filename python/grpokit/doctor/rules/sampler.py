@@ -39,7 +39,7 @@ GAP = "sampling/sampling_logp_difference/mean"
 def mismatch_grows(record: Record, bound: Bounds) -> Iterator[Seen]:
     """Larger than rounding explains, several times what it was, and rising; not where the weights are plainly old."""
     found = ends(record.metrics, GAP)
-    if found is None or record.metrics is None or _unsynced(record, old_weights_bounds()) is not None:
+    if found is None or record.metrics is None or _unsynced(record, old_weights.thresholds()) is not None:
         return
     early, late = float(np.median(found.early)), float(np.median(found.late))
     trend = rising(record.metrics.trained().there(GAP)[1])
@@ -116,11 +116,6 @@ def old_weights(record: Record, bound: Bounds) -> Iterator[Seen]:
     if len(steps) >= bound["steps"] and np.ptp(newest) == 0 and (newest[0] > 0 or rows.format == "columns"):
         message = f"The answers of {len(steps)} steps were all sampled with version {newest[0]:.0f}."
         yield Seen(message, {"steps": len(steps), "version": newest[0]}, (int(steps[0]), int(steps[-1])))
-
-
-def old_weights_bounds() -> Bounds:
-    """The bounds of D018."""
-    return {name: bound for name, (bound, _) in old_weights.bounds.items()}
 
 
 def _unsynced(record: Record, bound: Bounds) -> Seen | None:

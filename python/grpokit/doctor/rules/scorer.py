@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     "dead-scorer",
     "All rewards are equal",
     severity="error",
-    cause="The scorer answers the same to everything: it fails inside, compares with the wrong column, cannot find the "
-    "answer in the text; or no answer is ever right.",
+    cause="The scorer answers the same to all: it fails inside, compares with the wrong column, cannot find the answer "
+    "in the text; or no answer is ever right, as when the tasks are too hard or an update has broken the policy.",
     fix="Call the reward function by hand on five rows of `rollouts.jsonl`. If it is right, take easier prompts "
-    "(`task.difficulty=easy`), or a reward with degrees.",
+    "(`task.difficulty=easy`), a reward with degrees, or, where it fell within a step, a lower `learning_rate`.",
     source="arXiv:2402.03300, eq. 3: the advantage of equal rewards is 0; verl #2738",
     reads="rewards of rows, or the metrics reward and frac_reward_zero_std, rewards/NAME/mean and /std",
     bounds={
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 )
 def dead_scorer(record: Record, bound: Bounds) -> Iterator[Seen]:
     """Over the whole record, over its end, or of one reward function."""
-    seen = _all_equal(record, bound)
+    seen = all_equal(record, bound)
     if seen is not None:
         yield seen
         return
@@ -42,7 +42,8 @@ def dead_scorer(record: Record, bound: Bounds) -> Iterator[Seen]:
         yield from _functions(record.metrics.trained(), int(bound["steps"]))
 
 
-def _all_equal(record: Record, bound: Bounds) -> Seen | None:
+def all_equal(record: Record, bound: Bounds) -> Seen | None:
+    """All rewards of the record, or of its end."""
     if record.rows is not None:
         rewards = record.rows["reward"]
         scored = rewards[np.isfinite(rewards)]
@@ -103,7 +104,8 @@ def failing_scorer(record: Record, bound: Bounds) -> Iterator[Seen]:
         failed, count = float(values.sum()), float(np.nansum(metrics["sampling/completions"]))
         timeouts = float(np.nansum(metrics["rewards/timeouts"]))
         steps = (at[values > 0][0], at[values > 0][-1]) if failed else None
-    elif record.rows is not None:
+    if not failed and record.rows is not None:
+        # An answer of None is no failure of the call.
         missing = ~np.isfinite(record.rows["reward"])
         failed, count, steps = float(missing.sum()), float(len(missing)), _steps(record, missing)
     if failed < bound["rows"] or not count or failed / count < bound["share"]:
