@@ -1,4 +1,4 @@
-"""The command line: `grpokit train`, `eval`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
+"""The command line: `grpokit train`, `eval`, `doctor`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
 
 Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
 1 it ran and found something, 2 wrong use or unreadable input, 130 interrupted (143 by SIGTERM). Nothing here imports
@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .cli_conform import add_verb
+from .cli_doctor import add_doctor
 from .cli_eval import add_eval
 from .cli_files import add_verbs, filter_
 from .cli_recipes import add_recipes
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     add_eval(verbs)
+    add_doctor(verbs)
     add_verbs(verbs)
     add_verb(verbs)
 

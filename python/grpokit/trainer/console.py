@@ -37,6 +37,10 @@ class Console(Protocol):
         """Something worth a line of its own."""
         ...
 
+    def alert(self, text: str, severity: str) -> None:
+        """Something that is wrong, "error" or "warning"."""
+        ...
+
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         """How far a phase is."""
         ...
@@ -60,6 +64,9 @@ class Silent:
     def note(self, text: str) -> None:
         pass
 
+    def alert(self, text: str, severity: str) -> None:
+        self.note(text)
+
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         pass
 
@@ -81,6 +88,9 @@ class Plain:
 
     def note(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
+
+    def alert(self, text: str, severity: str) -> None:
+        self.note(text)
 
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         if done == total or done % max(1, total // _LINES) == 0:
