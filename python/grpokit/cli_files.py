@@ -92,9 +92,9 @@ def filter_(typed: argparse.Namespace) -> int:
             "bad_parameter", owner=typed.verb, name="--json", given=True, expected="no --explain-format with it"
         )
     named: dict[str, Any] = {
-        "columns": _columns(typed),
+        "columns": columns_of(typed),
         "format": typed.format,
-        "reward": _reward(typed),
+        "reward": reward_of(typed),
         "group_size": typed.group_size,
     }
     recipe = _chosen(typed)
@@ -170,7 +170,8 @@ def _as_files(inputs: list[str], output: str | None) -> Iterator[tuple[list[str 
                 shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def _columns(typed: argparse.Namespace) -> dict[str, Any]:
+def columns_of(typed: argparse.Namespace) -> dict[str, Any]:
+    """What `--column` names."""
     columns: dict[str, Any] = {}
     for setting in typed.column:
         word, equals, name = setting.partition("=")
@@ -182,7 +183,8 @@ def _columns(typed: argparse.Namespace) -> dict[str, Any]:
     return columns
 
 
-def _reward(typed: argparse.Namespace) -> dict[str, float] | None:
+def reward_of(typed: argparse.Namespace) -> dict[str, float] | None:
+    """What `--reward` adds up."""
     if typed.reward is None:
         return None
     weights: dict[str, float] = {}

@@ -279,7 +279,11 @@ def _mended(path: Path, held: _Held, problems: list[str]) -> Path:
 
 def _whole(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        value = json.loads(line)
+        if b"\\ud" in line.lower():
+            # Half of a surrogate pair is no text.
+            json.dumps(value, ensure_ascii=False).encode()
+        return isinstance(value, dict)
     except (ValueError, RecursionError):
         return False
 
