@@ -29,6 +29,8 @@ def metrics_of(rows: Rows) -> Metrics | None:
     known = np.isfinite(steps) & np.isfinite(rows["reward"])
     if not known.any():
         return None
+    if known.all():
+        known = slice(None)  # ten million rows are not copied
     steps_S, codes = _coded(steps[known])
     rewards = rows["reward"][known]
     counts = np.bincount(codes, minlength=len(steps_S))
@@ -46,7 +48,10 @@ def metrics_of(rows: Rows) -> Metrics | None:
         if word in rows:
             values = rows[word][known]
             there = np.isfinite(values)
-            columns[name] = _mean(codes[there], values[there], np.bincount(codes[there], minlength=len(steps_S)))
+            if there.all():
+                columns[name] = _mean(codes, values, counts)
+            else:
+                columns[name] = _mean(codes[there], values[there], np.bincount(codes[there], minlength=len(steps_S)))
     return Metrics(steps_S, columns)
 
 
@@ -56,19 +61,20 @@ def histograms(rows: Rows, run: int) -> list[dict[str, Any]]:
     known = np.isfinite(rewards)
     if not known.any():
         return []
-    steps = rows["step"] if "step" in rows else np.full(len(rows), np.nan)
-    chosen = _few_steps(steps[known])
-    taken: list[tuple[float | None, Any]] = [(step, known & (steps == step)) for step in chosen] or [(None, known)]
+    taken: list[tuple[float | None, Any]] = [(None, known)]
+    if "step" in rows:
+        steps = rows["step"]
+        taken = [(step, known & (steps == step)) for step in _few_steps(steps, known)] or taken
     samples = [(step, rewards[at]) for step, at in taken]
     made = [_bars("rewards", "Rewards at a few steps", "share of a step’s completions", samples, run)]
     # As an evaluation counts: a completion passes whose reward is 1 or more.
     passes = bool((rewards[known] >= 1).any())
-    outcome = (rewards >= 1).astype(np.float64) if passes else rewards
     rates: list[tuple[float | None, Any]] = []
     for step, at in taken:
         codes = np.unique(rows["group"][at], return_inverse=True)[1] if step is not None else rows["group"][at]
         counts = np.bincount(codes)
-        rates.append((step, _mean(codes, outcome[at], counts)[counts > 0]))
+        outcome = (rewards[at] >= 1).astype(np.float64) if passes else rewards[at]
+        rates.append((step, _mean(codes, outcome, counts)[counts > 0]))
     title, note = (
         ("Groups’ pass rates", "share of a step’s groups; a reward of 1 or more passes")
         if passes
@@ -87,8 +93,8 @@ def _coded(steps_N: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.
         return found, codes
     whole -= low
     there = np.bincount(whole) > 0
-    places = np.cumsum(there) - 1
-    return np.flatnonzero(there) + low, places[whole]
+    np.take(np.cumsum(there) - 1, whole, out=whole, mode="clip")
+    return np.flatnonzero(there) + low, whole
 
 
 def _mean(codes: NDArray[np.int64], values: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -105,18 +111,21 @@ def _groups(
     row_G = np.zeros(len(counts), np.int64)
     row_G[groups_N] = np.arange(len(groups_N))
     there = counts > 0
-    centred = rewards_N - _mean(groups_N, rewards_N, counts)[groups_N]
-    squares = np.bincount(groups_N, centred * centred)
+    centred = _mean(groups_N, rewards_N, counts)[groups_N]
+    np.subtract(rewards_N, centred, out=centred)
+    squares = np.bincount(groups_N, np.square(centred, out=centred))
+    del centred
     same = np.bincount(groups_N, rewards_N != rewards_N[row_G[groups_N]]) == 0
     return np.sqrt(squares / np.maximum(counts - 1, 1))[there], same[there], row_G[there]
 
 
-def _few_steps(steps_N: NDArray[np.float64]) -> list[float]:
+def _few_steps(steps_N: NDArray[np.float64], known_N: NDArray[np.bool_]) -> list[float]:
     """The first, those at the thirds, and the last."""
-    known = steps_N[np.isfinite(steps_N)]
+    known = steps_N[known_N & np.isfinite(steps_N)]
     if not len(known):
         return []
     found = _coded(known)[0]
+    del known
     places = np.unique(np.linspace(0, len(found) - 1, min(4, len(found))).round().astype(int))
     return [float(step) for step in found[places]]
 
