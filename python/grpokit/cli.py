@@ -1,4 +1,4 @@
-"""The command line: `grpokit train`, `eval`, `doctor`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
+"""The command line: `grpokit train`, `eval`, `report`, `doctor`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
 
 Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
 1 it ran and found something, 2 wrong use or unreadable input, 130 interrupted (143 by SIGTERM). Nothing here imports
@@ -18,6 +18,7 @@ from .cli_doctor import add_doctor
 from .cli_eval import add_eval
 from .cli_files import add_verbs, filter_
 from .cli_recipes import add_recipes
+from .cli_report import add_report
 from .errors import GrpokitError, error
 from .offline import quieten
 from .output import drop_output, print_json
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_eval(verbs)
     add_doctor(verbs)
+    add_report(verbs)
     add_verbs(verbs)
     add_verb(verbs)
 

@@ -13,7 +13,8 @@ from grpokit.trainer.tasks import is_held_out
 
 from .conftest import generated, parameters_of
 
-FILES = ["checkpoint", "completions", "config.toml", "metrics.jsonl", "rollouts.jsonl", "snapshots", "summary.json"]
+FILES = ["checkpoint", "completions", "config.toml", "environment.json", "metrics.jsonl", "rollouts.jsonl", "snapshots"]
+FILES += ["summary.json"]
 
 
 def lines(path):

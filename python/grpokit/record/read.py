@@ -36,6 +36,8 @@ class Record:
         How it ended, as in ``summary.json``; None while it goes on.
     problems : list of str
         What could not be read, a sentence each.
+    environment : dict or None
+        What it began with, as in ``environment.json``: the command, versions, the machine.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Record:
     config: dict[str, Any] | None
     summary: dict[str, Any] | None
     problems: list[str]
+    environment: dict[str, Any] | None = None
 
 
 def read_record(
@@ -79,17 +82,18 @@ def read_record(
     problems: list[str] = []
     how: dict[str, Any] = {"columns": columns, "format": format, "reward": reward, "group_size": group_size}
     place = listed[0] if listed else Path()
-    metrics = config = summary = None
+    metrics = config = summary = environment = None
     if len(listed) == 1 and place.is_dir():
         metrics = _metrics(place, problems)
-        config, summary = _config(place / "config.toml", problems), _summary(place / "summary.json", problems)
+        config, summary = _config(place / "config.toml", problems), _object(place / "summary.json", "summary", problems)
+        environment = _object(place / "environment.json", "description of an environment", problems)
     known = any(x is not None for x in (metrics, config, summary))
     rows = _rows(listed, problems, how, known=known)
     if rows is None and metrics is None:
         raise error(
             "nothing_to_read", path=place, problems="; ".join(problems) or "it holds no metrics and no rollouts"
         )
-    return Record(place, metrics, rows, config, summary, problems)
+    return Record(place, metrics, rows, config, summary, problems, environment)
 
 
 def _metrics(place: Path, problems: list[str]) -> Metrics | None:
@@ -112,14 +116,14 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any] | None:
         return None
 
 
-def _summary(path: Path, problems: list[str]) -> dict[str, Any] | None:
+def _object(path: Path, what: str, problems: list[str]) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError, RecursionError) as problem:
-        problems.append(f"{path}: it is no summary ({problem})")
+        problems.append(f"{path}: it is no {what} ({problem})")
         return None
     if found is not None and not isinstance(found, dict):
-        problems.append(f"{path}: it is no summary (an object was expected)")
+        problems.append(f"{path}: it is no {what} (an object was expected)")
         return None
     return found
 

@@ -246,10 +246,12 @@ def _is_number(type_: pa.DataType) -> bool:
 
 def _numbered(hashes_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Numbers of equal values, from 0 in order of appearance."""
-    _, first, codes = np.unique(hashes_N, return_index=True, return_inverse=True)
+    # Rows of a group mostly lie together: what is sorted is the first of each stretch.
+    starts_R = np.flatnonzero(np.diff(hashes_N, prepend=hashes_N[:1] ^ 1))
+    _, first, codes_R = np.unique(hashes_N[starts_R], return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    numbered: NDArray[np.int64] = rank[codes]
+    numbered: NDArray[np.int64] = np.repeat(rank[codes_R], np.diff(starts_R, append=len(hashes_N)))
     return numbered
 
 
@@ -279,7 +281,11 @@ def _mended(path: Path, held: _Held, problems: list[str]) -> Path:
 
 def _whole(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        value = json.loads(line)
+        if b"\\ud" in line.lower():
+            # Half of a surrogate pair is no text.
+            json.dumps(value, ensure_ascii=False).encode()
+        return isinstance(value, dict)
     except (ValueError, RecursionError):
         return False
 

@@ -1,6 +1,7 @@
 """What a run leaves behind: its directory, whose files appear whole, and the summary.
 
 config.toml      everything resolved; reproduces the run
+environment.json what it began with: the command, versions, the machine
 metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
 rollouts.jsonl   some groups of each step, under grpokit's column names
 alerts.jsonl     what the doctor found while the run went on, where it found something
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from grpokit.errors import error
 
 from .completions import write_rows
+from .environment import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -135,6 +137,8 @@ class RunDirectory:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
         self.configure(config)
+        text = json.dumps(environment(), indent=2) + "\n"
+        self.write(self.path / "environment.json", lambda to: to.write_text(text, encoding="utf-8"))
 
     def configure(self, config: TrainConfig) -> None:
         """Writes the configuration."""
