@@ -69,12 +69,16 @@ def test_numbers_are_the_metrics(run):
 
 
 def test_what_differs_from_the_default(writer):
-    assert [row["name"] for row in of(writer("a"))["runs"][0]["settings"] if row["changed"]] == ["steps", "num_generations"]
+    assert [row["name"] for row in of(writer("a"))["runs"][0]["settings"] if row["changed"]] == [
+        "steps",
+        "num_generations",
+    ]
     changed = [row for row in of(writer("b", recipe="grpo", seed=4))["runs"][0]["settings"] if row["changed"]]
     assert {row["name"]: (row["value"], row["default"]) for row in changed} == {
         "recipe": ("grpo", "dapo"),
         "seed": (4, 0),
         "steps": (40, 100),
+        "num_generations": (4, 8),
     }
 
 
