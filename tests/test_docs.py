@@ -93,3 +93,8 @@ def test_the_page_on_conformance_has_every_law_and_every_mistake():
         assert re.search(rf"^\| `{name}` \| [^|]* \| {re.escape(says)} \|$", text, re.MULTILINE | re.IGNORECASE), name
     assert f"{len(MUTANTS)} faults planted" in text
     assert f"{sum(bool(mutant[0]) for mutant in MUTANTS)} are named" in text
+
+
+def test_the_doctors_page_is_fresh():
+    text = (ROOT / "docs" / "doctor.md").read_text()
+    assert loaded("doctor").page(text) == text, "run make docs"
