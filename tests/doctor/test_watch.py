@@ -1,4 +1,4 @@
-"""The doctor beside a run: each fault is told once, on the console, in a file, to trackers; resuming changes nothing."""
+"""The doctor beside a run: each fault is told once, to a file, the console and trackers; resuming is the same."""
 
 import dataclasses
 import io
