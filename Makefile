@@ -30,7 +30,7 @@ help:
 	@echo "make bench-train  the trainer beside TRL's: the same model, task, loss and learning rate (about 10 minutes)"
 	@echo "make bench-staleness  what stands stale data: 9 arms, 4 ages, 3 learning rates, 5 seeds (about an hour)"
 	@echo "make bench-gpu  .carried/, with all that benches/gpu/run.py needs on a machine with a GPU, and the command to run there"
-	@echo "make docs       writes docs/algorithms.md, docs/off_policy.md and their plots from the register"
+	@echo "make docs       writes docs/algorithms.md, off_policy.md and doctor.md from the register"
 	@echo "make fuzz       looks for inputs that break the readers of ids, records, snapshots and JSON lines (SECONDS=600 each)"
 	@echo "make format     formats Rust and Python"
 	@echo "make clean      removes what make has built"
@@ -115,6 +115,7 @@ bench-gpu: carry
 docs: setup
 	$(BIN)/python tools/algorithms.py
 	$(BIN)/python tools/off_policy.py
+	$(BIN)/python tools/doctor.py
 
 # libFuzzer and the address sanitizer need a compiler of tomorrow, or one that believes to be.
 fuzz: setup

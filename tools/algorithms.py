@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import grpokit as gk
+from grpokit.advice import table
 from grpokit.explain import equation, facts, labelled, symbols
 from grpokit.reference import loss as reference
 from grpokit.stages import EXAMPLES, REGISTRY, of_papers
@@ -20,33 +21,6 @@ from grpokit.testing.laws import ALWAYS_HELD, LAWS
 
 ROOT = Path(__file__).parent.parent
 REDUCTIONS = ROOT / "tests" / "objective" / "test_reductions.py"
-# What to start from, and why: the judgement of this project, not of the papers.
-DECISIONS = [
-    ("single-turn maths, verifiable 0/1 rewards, a base model", "dapo", "prompts without signal are the majority early "
-     "and late, and the upper clip of 0.2 keeps rare right tokens rare: dynamic sampling and clip-higher answer both"),
-    ("the same with few completions to spend", "grpo or dr_grpo", "dynamic sampling samples more completions "
-     "(1.25 times in benches/results/recipes.md); per completion plain sampling was no worse in our own runs"),
-    ("short RLHF with a reward model", "rloo", "answers of some hundred tokens, dense rewards, one update a batch: no "
-     "ratio, no clip, a KL penalty in the reward (beta)"),
-    ("one answer a prompt, many prompts", "reinforce_pp", "there is no group to compare with; the batch is the baseline"),
-    ("a greedy answer is cheap, groups are not", "remax", "one greedy answer replaces the group"),
-    ("long reasoning, lengths drift", "dr_grpo or luspo", "a mean over an answer's own tokens makes long wrong answers "
-     "cheap; a constant, or a sum, does not"),
-    ("mixture-of-experts", "gspo", "routing changes make single tokens' ratios jump; their geometric mean is steady"),
-    ("an answer has credit per step or per token (agents, tools)", "gspo_token or ppo_clip", "they take advantages per "
-     "token; sequence-level values would average them away"),
-    ("stale data, many updates a batch", "vespo or oapl", "the weight of an answer dies out smoothly with its ratio, or "
-     "there is no ratio at all; the papers' ordering did not reproduce at toy scale, so measure"),
-    ("asynchronous rollouts", "decoupled_ppo or vcpo", "the weight makes up for the sampler, the clip holds the updates; or "
-     "the step shrinks with what the data is worth"),
-    ("the entropy collapses", "clip_cov or kl_cov", "a few tokens of high covariance drive it"),
-    ("rare tokens must keep their gradient", "cispo", "the weight is bounded, no token is dropped; choose its bound"),
-    ("clipping looks too abrupt", "sapo or spo", "a soft gate that damps, or a penalty that draws a ratio back"),
-    ("a weak start: hardly any prompt is solved", "luffy", "demonstrations in the group give signal where own "
-     "answers give none; with graded rewards PKPO helps as well, with 0/1 rewards an unsolved group stays at 0"),
-    ("several rewards of different scale", "any recipe with GDPO", "each is normalised in its group before they add up (`reward_parts` in `gk.process`; several reward functions in the trainer)"),
-    ("diverse answers, pass@k counts", "any recipe with PassKTraining or PKPO", "their gradient is that of k attempts"),
-]  # fmt: skip
 KL_TABLE = """\
 | estimator, x = log π − log π_ref | value, on rollouts of π | gradient as a term of the loss | as a penalty of the reward |
 |---|---|---|---|
@@ -65,9 +39,9 @@ def page() -> str:
         _introduction(recipes),
         "## The family\n\nWhat each recipe changes in the one above it.\n\n" + "\n".join(_tree(recipes)),
         _table(recipes),
-        "## Which one\n\nWhat to start from, and why. This is judgement; measure on your own task (`make bench-recipes` "
-        "shows how).\n\n| situation | recipe | reason |\n|---|---|---|\n"
-        + "\n".join(f"| {what} | {which} | {why} |" for what, which, why in DECISIONS),
+        "## Which one\n\nWhat to start from: the first row of a recipe that applies, and all rows of settings. `grpokit "
+        "recipes --advise` says the same for a situation, with reasons and caveats; measure on your own task.\n\n"
+        + table(),
         "## The recipes",
         *(_recipe(recipe, recipes) for recipe in recipes.values()),
         _advantages(),

@@ -1,4 +1,4 @@
-"""The command line: `grpokit train`, `eval`, `filter`, `advantages`, `conform`, `recipes`, `report`, `tune`.
+"""The command line: `grpokit train`, `eval`, `report`, `doctor`, `filter`, `advantages`, `conform`, `recipes`, `tune`.
 
 Results go to stdout, talk to stderr; `--json` prints exactly one object with a ``schema_version``. Exit codes: 0 fine,
 1 it ran and found something, 2 wrong use or unreadable input, 130 interrupted (143 by SIGTERM). Nothing here imports
@@ -14,8 +14,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from .cli_conform import add_verb
+from .cli_doctor import add_doctor
 from .cli_eval import add_eval
 from .cli_files import add_verbs, filter_
+from .cli_recipes import add_recipes
 from .cli_report import add_report
 from .errors import GrpokitError, error
 from .offline import quieten
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     add_eval(verbs)
+    add_doctor(verbs)
     add_report(verbs)
     add_verbs(verbs)
     add_verb(verbs)
@@ -107,17 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--json", action="store_true", help="print table and times as one JSON object")
     tune.set_defaults(run=_tune)
 
-    recipes = verbs.add_parser(
-        "recipes", help="list the recipes, or explain one", description="Without a name: the recipes and their papers."
-    )
-    recipes.add_argument(
-        "name", nargs="?", help="the recipe to explain: its stages, equation, numbers and their sources"
-    )
-    recipes.add_argument(
-        "--set", metavar="KEY=VALUE", dest="settings", action="append", default=[], help="a parameter: max_len=20480"
-    )
-    recipes.add_argument("--json", action="store_true", help="print one JSON object")
-    recipes.set_defaults(run=_recipes)
+    add_recipes(verbs)
     return parser
 
 
@@ -187,32 +180,3 @@ def _tune(typed: argparse.Namespace) -> None:
         for number, one in enumerate(sorted(candidates, key=lambda x: x["seconds"])[:3]):
             how = f"block {one['block']}, {one['warps']} warps, {one['stages']} stages"
             print(f"{kernel if not number else '':<9} {one['seconds'] * 1e3:9.3f} ms  {how}")
-
-
-def _recipes(typed: argparse.Namespace) -> None:
-    from grpokit import recipe, recipe_names
-
-    if typed.name is None:
-        names = recipe_names()
-        if typed.settings:
-            raise error(
-                "bad_parameter",
-                owner="recipes",
-                name="--set",
-                given=typed.settings[0],
-                expected="a recipe's name first",
-            )
-        if typed.json:
-            print_json(recipes=names)
-        else:
-            width = max(map(len, names))
-            for name, paper in names.items():
-                print(f"{name:<{width}}  {paper}")
-        return
-    from .settings import read_setting
-
-    chosen = recipe(typed.name, **dict(map(read_setting, typed.settings)))
-    if typed.json:
-        print_json(recipe=chosen.to_dict())
-    else:
-        print(chosen.explain())

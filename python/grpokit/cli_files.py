@@ -92,9 +92,9 @@ def filter_(typed: argparse.Namespace) -> int:
             "bad_parameter", owner=typed.verb, name="--json", given=True, expected="no --explain-format with it"
         )
     named: dict[str, Any] = {
-        "columns": columns_of(typed),
+        "columns": read_columns(typed),
         "format": typed.format,
-        "reward": reward_of(typed),
+        "reward": read_reward(typed),
         "group_size": typed.group_size,
     }
     recipe = _chosen(typed)
@@ -170,8 +170,8 @@ def _as_files(inputs: list[str], output: str | None) -> Iterator[tuple[list[str 
                 shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def columns_of(typed: argparse.Namespace) -> dict[str, Any]:
-    """What `--column` names."""
+def read_columns(typed: argparse.Namespace) -> dict[str, Any]:
+    """What `--column` says."""
     columns: dict[str, Any] = {}
     for setting in typed.column:
         word, equals, name = setting.partition("=")
@@ -183,8 +183,8 @@ def columns_of(typed: argparse.Namespace) -> dict[str, Any]:
     return columns
 
 
-def reward_of(typed: argparse.Namespace) -> dict[str, float] | None:
-    """What `--reward` adds up."""
+def read_reward(typed: argparse.Namespace) -> dict[str, float] | None:
+    """What `--reward` says."""
     if typed.reward is None:
         return None
     weights: dict[str, float] = {}

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_files import columns_of, reward_of
+from .cli_files import read_columns, read_reward
 from .errors import GrpokitError, error
 from .output import print_json, standard_output
 
@@ -61,9 +61,9 @@ def report(typed: argparse.Namespace) -> None:
         expected = "one run, or two that are compared; several files are one pattern, 'dumps/*.jsonl'"
         raise error("bad_parameter", owner="report", name="RUN", given=" ".join(typed.runs), expected=expected)
     how = {
-        "columns": columns_of(typed),
+        "columns": read_columns(typed),
         "format": typed.format,
-        "reward": reward_of(typed),
+        "reward": read_reward(typed),
         "group_size": typed.group_size,
     }
     from .report import content, to_html, to_markdown

@@ -228,6 +228,10 @@ KINDS: dict[str, Kind] = {
         InputError,
         "There is no law {given!r} of a {kind}.{nearest} The laws are: {known}.",
     ),
+    "unknown_rule": Kind(
+        InputError,
+        "{option} names no rule {given!r}.{nearest} grpokit doctor --list prints them.",
+    ),
     "unknown_parameter": Kind(
         InputError,
         "{owner} has no parameter {given!r}.{nearest} Its parameters are: {known}.",

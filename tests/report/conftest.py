@@ -24,7 +24,7 @@ HOSTILE = [
 def write_run(place, *, steps=40, recipe="dapo", seed=0, names=(), texts=None, level=0.0):
     """A directory as the trainer leaves it, from made-up numbers."""
     place.mkdir(parents=True)
-    config = TrainConfig(recipe=recipe, seed=seed, steps=steps).resolve()
+    config = TrainConfig(recipe=recipe, seed=seed, steps=steps, num_generations=4).resolve()
     (place / "config.toml").write_text(config.to_toml())
     rng = np.random.default_rng(seed)
     lines = [{"step": 0, "eval/pass@1": 0.3, "eval/pass@1_stderr": 0.02}]
@@ -79,7 +79,7 @@ def write_rows(path, *, steps=6, texts=None, seed=0, **more):
     rng = np.random.default_rng(seed)
     texts = texts or ["an answer", "another answer", "a third one"]
     rows = [
-        {"step": step, "group_id": f"{step}-{group}", "prompt": f"question {group}"}
+        {"step": step, "group_id": f"{step}-{group}", "prompt": f"question {group} of {step}"}
         | {"text": texts[(step * 16 + group * 4 + n) % len(texts)], "reward": float(rng.random() < 0.2 * group + 0.1)}
         | {"response_len": int(rng.integers(5, 60)), "finish": "stop", "keep": group > 0, "advantage": 0.25}
         | more

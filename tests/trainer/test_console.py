@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -169,6 +170,14 @@ def test_the_result_is_a_table_and_an_honest_word():
     assert "moved held-out pass@1 by +0.500 with 700 of 1000 sampled completions" in text
     assert "90% of the prompts had a right answer among 8 tries" in text
     assert "not that it teaches a new skill" in text
+
+
+@pytest.mark.parametrize(("mean", "told"), [(0.35, "it shows nothing yet"), (0.1, "`grpokit doctor runs/a` says why")])
+def test_what_is_noise_and_what_is_lost_is_said(mean, told):
+    stream = io.StringIO()
+    after = passed(100, (mean, 0.02), (0.9, 0.02), (0.99, 0.01), (0.85, 0.01), (0.84, 0.01))
+    show(dataclasses.replace(SUMMARY, after=after), stream)
+    assert told in stream.getvalue()
 
 
 def test_the_table_on_a_terminal(terminal):

@@ -4,6 +4,8 @@ In: a `grpokit.record.Record`, or the last steps of a run that goes on. Out: fin
 """
 
 from .finding import Finding
+from .rule import Rule, Seen, rule
 from .rules import RULES, diagnose
+from .watch import Watch
 
-__all__ = ["RULES", "Finding", "diagnose"]
+__all__ = ["RULES", "Finding", "Rule", "Seen", "Watch", "diagnose", "rule"]

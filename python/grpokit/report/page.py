@@ -13,6 +13,7 @@ from .visible import line, visible
 
 # What the page may weigh.
 LARGEST = 1_000_000
+SHOWN = ("suspicious", "best", "worst")
 
 
 def to_html(content: dict[str, Any]) -> str:
@@ -47,12 +48,22 @@ def to_html(content: dict[str, Any]) -> str:
     environment.filters.update(told=told, value=_value, line=line)
     # Of our own: titles and descriptions in it are escaped.
     figures = [Markup(drawn(panel, f"figure{at}")) for at, panel in enumerate(content["panels"])]  # noqa: S704
-    page = environment.get_template("page.html").render(
-        report=content,
-        panels=list(zip(content["panels"], figures, strict=True)),
-        style=Markup(sources["page.css"]),  # noqa: S704
-    )
-    return page.encode("utf-8", "replace").decode()
+    template = environment.get_template("page.html")
+    panels, style = list(zip(content["panels"], figures, strict=True)), Markup(sources["page.css"])  # noqa: S704
+    while True:
+        page = template.render(report=content, panels=panels, style=style).encode("utf-8", "replace")
+        runs = content["runs"]
+        if len(page) <= LARGEST or not any(
+            run["groups"] and any(run["groups"][kind] for kind in SHOWN) for run in runs
+        ):
+            return page.decode()
+        content = content | {"runs": [_fewer(run) for run in runs]}
+
+
+def _fewer(run: dict[str, Any]) -> dict[str, Any]:
+    """The same without the last group of each kind."""
+    groups = run["groups"]
+    return run | {"groups": groups and groups | {kind: groups[kind][:-1] for kind in SHOWN}}
 
 
 def _value(value: Any) -> str:

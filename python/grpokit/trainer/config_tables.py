@@ -240,12 +240,16 @@ class Logging:
         Where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", each from the extra of that name.
     project : str
         What trackio and wandb file the run under.
+    doctor : int
+        Steps between two looks of the doctor's at the metrics: what it finds is said, once, and written to
+        ``alerts.jsonl``. 0: none.
     """
 
     completions: int = at_least(-1, -1)
     samples: int = at_least(0, 2)
     sinks: tuple[str, ...] = ()
     project: str = "grpokit"
+    doctor: int = at_least(0, 10)
 
     def __post_init__(self) -> None:
         check(self)

@@ -37,6 +37,10 @@ class Console(Protocol):
         """Something worth a line of its own."""
         ...
 
+    def alert(self, text: str, severity: str) -> None:
+        """Something that is wrong, "error" or "warning"."""
+        ...
+
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         """How far a phase is."""
         ...
@@ -60,6 +64,9 @@ class Silent:
     def note(self, text: str) -> None:
         pass
 
+    def alert(self, text: str, severity: str) -> None:
+        self.note(text)
+
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         pass
 
@@ -81,6 +88,9 @@ class Plain:
 
     def note(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
+
+    def alert(self, text: str, severity: str) -> None:
+        self.note(text)
 
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         if done == total or done % max(1, total // _LINES) == 0:
@@ -223,7 +233,9 @@ def _words(summary: Summary) -> str:
         # What a lift well beyond its noise may be called, and no more.
         noise = summary.before.stderr + summary.after.stderr
         shows = "This shows that the trainer works, not that it teaches a new skill."
-        if summary.lift <= 3 * noise:
+        if summary.lift < -3 * noise:
+            shows = f"Here it lost it: `grpokit doctor {summary.directory}` says why."
+        elif summary.lift <= 3 * noise:
             shows = "A change of that size is within its noise: it shows nothing yet."
         lines.append(
             f"Before it, {summary.before.pass_k:.0%} of the prompts had a right answer among {summary.before.k} tries: "

@@ -42,6 +42,9 @@ class Live:
     def note(self, text: str) -> None:
         self.bar.console.print(text, markup=False, highlight=False)
 
+    def alert(self, text: str, severity: str) -> None:
+        self.bar.console.print(text, markup=False, highlight=False, style="red" if severity == "error" else "yellow")
+
     def progress(self, phase: str, done: int, total: int, text: str) -> None:
         self.bar.start()
         if phase not in self.phases:

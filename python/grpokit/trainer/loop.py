@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from . import snapshot
 from .ahead import Ahead, sendable
+from .alerts import Alerts
 from .built_in import make_task
 from .clock import Clock
 from .collect import Collector
@@ -108,6 +109,7 @@ class Trainer:
         self.rewards = Rewards(self.task, functions, self.config.rewards, self.console.note)
         self.rewards.ranks = self.ranks
         self.run = directory_of(self.ranks, self.config, directory)
+        self.alerts = Alerts(self.config, self.run, self.console, self.sinks)
         self.resume, self.earlier = resume, 0.0
         self.taken_up = self.ranks.agree(
             lambda: snapshot.take_up(self.run, self.config) if resume else self.run.check(overwrite=overwrite)
@@ -265,6 +267,7 @@ class Trainer:
         self.run.metrics(metrics)
         self.sinks.metrics(metrics)
         self.console.table(metrics)
+        self.alerts.see(metrics)
 
     def _close(self, status: str) -> Summary:
         self.console.close()

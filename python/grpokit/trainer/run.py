@@ -4,6 +4,7 @@ config.toml      everything resolved; reproduces the run
 environment.json what it began with: the command, versions, the machine
 metrics.jsonl    one object a step, step 0 is the evaluation after the warm start
 rollouts.jsonl   some groups of each step, under grpokit's column names
+alerts.jsonl     what the doctor found while the run went on, where it found something
 completions/     all rows of a step as Parquet, under the same names, where pyarrow is installed
 checkpoint/      model and tokenizer as `transformers` saves them; controllers.json where a coefficient is steered
 weights/         while the run goes on and a server samples: the weights that it is to load
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 SCHEMA_VERSION = 1
-GROWING = ("metrics.jsonl", "rollouts.jsonl")
+GROWING = ("metrics.jsonl", "rollouts.jsonl", "alerts.jsonl")
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,10 @@ class RunDirectory:
     def cut(self, sizes: Mapping[str, int], step: int = 0) -> None:
         """Takes away what was added to them since they had these sizes, and the completions of later steps."""
         for name in GROWING:
-            if (self.path / name).exists():
-                os.truncate(self.path / name, sizes.get(name, 0))
+            if name not in sizes:
+                (self.path / name).unlink(missing_ok=True)
+            elif (self.path / name).exists():
+                os.truncate(self.path / name, sizes[name])
         for path in (self.path / "completions").glob("*.parquet"):
             # What was begun has a name of its own.
             if path.name > self._completions(step).name or path.name.startswith("."):
@@ -238,6 +241,10 @@ class RunDirectory:
     def metrics(self, row: Mapping[str, float]) -> None:
         """Adds a step's numbers; what is NaN or infinite is null."""
         self._append("metrics.jsonl", [{k: v if math.isfinite(v) else None for k, v in row.items()}])
+
+    def alerts(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds findings of the doctor's."""
+        self._append("alerts.jsonl", rows)
 
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows of rollouts."""

@@ -9,8 +9,9 @@ import contextlib
 import math
 import os
 import sys
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from grpokit.errors import error
 
@@ -30,6 +31,15 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Nothing follows."""
+        ...
+
+
+@runtime_checkable
+class Alerted(Protocol):
+    """A tracker that shows what is wrong with a run."""
+
+    def alert(self, title: str, text: str, severity: str) -> None:
+        """Something that is wrong, "error" or "warning"."""
         ...
 
 
@@ -94,6 +104,12 @@ class Sinks:
 
             self._try(name, log)
 
+    def alert(self, title: str, text: str, severity: str) -> None:
+        """Passes on what is wrong, to those that can show it."""
+        for name, sink in list(self.opened.items()):
+            if isinstance(sink, Alerted):
+                self._try(name, partial(sink.alert, title, text, severity))
+
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             # What it prints is talk, and standard output is for results.
@@ -138,6 +154,10 @@ class _Trackio:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self.run.log(metrics, step=step)
+
+    def alert(self, title: str, text: str, severity: str) -> None:
+        levels = self.trackio.AlertLevel
+        self.trackio.alert(title, text, level=levels.ERROR if severity == "error" else levels.WARN)
 
     def close(self) -> None:
         # Not the run's own: what ends with the process would end it again, and print.

@@ -1,0 +1,62 @@
+"""Every rule finds the fault that it is for, and nothing else does; healthy runs have no finding above `info`."""
+
+import pytest
+
+from grpokit.doctor import RULES, Finding, diagnose
+
+from .cases import FAULTS, HEALTHY, RECIPES, default_run, perturbed
+
+
+def wrong(record):
+    return {finding.code for finding in diagnose(record) if finding.severity != "info"}
+
+
+def named(case):
+    return f"{case.code} {case.name}".strip()
+
+
+def check(case, place, warm=None):
+    found = wrong(case.make(place, warm))
+    assert ({case.code} if case.code else set()) <= found <= {case.code, *case.also}
+
+
+@pytest.mark.parametrize("case", [c for c in (*FAULTS, *HEALTHY) if not c.trained], ids=named)
+def test_dumps(case, tmp_path):
+    check(case, tmp_path / "case")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", [c for c in (*FAULTS, *RECIPES) if c.trained], ids=named)
+def test_trained(case, tmp_path, warm):
+    check(case, tmp_path / "case", warm)
+
+
+# All ten seeds are in the table of docs/doctor.md; here as many as there is time for.
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+def test_the_default_run_and_what_is_like_it(seed, tmp_path):
+    record = default_run(tmp_path / "run", seed)
+    assert wrong(record) == set()
+    assert not (tmp_path / "run" / "alerts.jsonl").exists()
+    for name, other in perturbed(record):
+        assert wrong(other) == set(), name
+
+
+def test_every_rule_has_a_case_and_is_complete():
+    assert list(RULES) == sorted({case.code for case in FAULTS})
+    assert len({rule.name for rule in RULES.values()}) == len(RULES)
+    for code, rule in RULES.items():
+        assert code == rule.code
+        assert all((rule.title, rule.cause, rule.fix, rule.source, rule.reads, rule.bounds))
+        assert rule.severity in ("error", "warning")
+
+
+@pytest.mark.parametrize("case", [case for case in FAULTS if not case.trained][:3], ids=named)
+def test_a_finding_has_numbers_and_bounds(case, tmp_path):
+    for finding in diagnose(case.make(tmp_path / "case", None)):
+        assert isinstance(finding, Finding)
+        bounds = {f"bound: {name}": value for name, value in RULES[finding.code].thresholds().items()}
+        assert bounds.items() <= finding.evidence.items()
+        assert any(character.isdigit() for character in finding.message)
+        assert all(isinstance(value, int | float | str) for value in finding.evidence.values())
