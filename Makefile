@@ -94,7 +94,7 @@ sass: .triton36/.installed
 
 bench: .peers/.installed
 	cargo build --quiet --release --package grpokit-core --example group_path
-	for name in group_path rows packing attempts mismatch_stats ledger files ray_filter routing_replay score_norms; do PYTHONPATH=.peers $(BIN)/python benches/python/$$name.py || exit 1; done
+	for name in group_path rows packing attempts mismatch_stats ledger files ray_filter routing_replay score_norms report; do PYTHONPATH=.peers $(BIN)/python benches/python/$$name.py || exit 1; done
 
 bench-recipes: setup
 	$(BIN)/python benches/python/recipes.py $(ARGS)

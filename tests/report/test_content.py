@@ -85,6 +85,9 @@ def test_what_differs_from_the_default(writer):
 def test_two_runs_are_laid_over_each_other(run, other):
     said = of(run, other)
     assert [one["run"] for one in panel(said, "reward")["series"]] == [0, 1]
+    titles = [one["title"] for one in said["panels"]]
+    assert {"Kept and dropped, A", "Kept and dropped, B", "Rewards at a few steps, B"} <= set(titles)
+    assert len(set(titles)) == len(titles)
     assert {"kept", "kept-1", "time", "time-1", "rewards", "rewards-1"} <= {one["id"] for one in said["panels"]}
     assert {row["name"] for row in said["differences"]} >= {"recipe", "seed"}
     assert said["verdict"] == "A: nothing found; B: nothing found"
@@ -127,7 +130,7 @@ def test_rows_without_any_reward(tmp_path):
 
 
 SUSPECT = [
-    ({"text": "the same " * 60, "reward": 1.0}, "repeats itself"),
+    ({"text": "the same " * 60, "reward": 1.0}, "again and again"),
     ({"text": "  ", "reward": 1.0}, "empty"),
     ({"text": "a\u202eb", "reward": 1.0}, "control characters"),
     ({"text": "cut", "reward": 1.0, "finish": "length"}, "cut off"),
@@ -146,7 +149,7 @@ def test_what_is_suspicious_says_why(tmp_path, row, why):
     path = tmp_path / "d.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in base))
     found = of(path)["runs"][0]["groups"]["suspicious"]
-    if why in ("repeats itself", "empty", "control characters"):
+    if why in ("again and again", "empty", "control characters"):
         # What only its text tells is found where the text is looked at: among the last and the best.
         base[59 * 2 + 1] |= row
         path.write_text("".join(json.dumps(one) + "\n" for one in base))

@@ -226,7 +226,7 @@ def _columns(table: pa.Table, read: Reading, own: Sequence[str], sources: dict[s
             column = table[str(read.names[word])]
             if not _is_number(column.type):
                 continue
-            found[word] = np.asarray(column.cast("float64").to_numpy(), np.float64)
+            found[word] = np.array(column.cast("float64").to_numpy(), np.float64)  # no view, which would hold the table
     if "finish" in read.names:
         finish = table[str(read.names["finish"])]
         found["truncated"] = np.asarray(pc.equal(finish.cast("string"), "length").cast("float64").to_numpy())

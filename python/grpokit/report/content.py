@@ -48,7 +48,7 @@ def content(records: Sequence[Record], *, command: str = "", problems: Sequence[
     drawn = panels(measured)
     for at, record in enumerate(records):
         if record.rows is not None:
-            drawn += histograms(record.rows, at)
+            drawn += histograms(record.rows, at, several=len(records) > 1)
     configs = [record.config for record in records]
     return {
         "schema_version": SCHEMA_VERSION,

@@ -55,18 +55,19 @@ def metrics_of(rows: Rows) -> Metrics | None:
     return Metrics(steps_S, columns)
 
 
-def histograms(rows: Rows, run: int) -> list[dict[str, Any]]:
+def histograms(rows: Rows, run: int, *, several: bool = False) -> list[dict[str, Any]]:
     """Rewards, and the groups' pass rates, at a few steps."""
     rewards = rows["reward"]
     known = np.isfinite(rewards)
     if not known.any():
         return []
+    letter = f", {'AB'[run]}" if several else ""
     taken: list[tuple[float | None, Any]] = [(None, known)]
     if "step" in rows:
         steps = rows["step"]
         taken = [(step, known & (steps == step)) for step in _few_steps(steps, known)] or taken
     samples = [(step, rewards[at]) for step, at in taken]
-    made = [_bars("rewards", "Rewards at a few steps", "share of a step’s completions", samples, run)]
+    made = [_bars("rewards", f"Rewards at a few steps{letter}", "share of a step’s completions", samples, run)]
     # As an evaluation counts: a completion passes whose reward is 1 or more.
     passes = bool((rewards[known] >= 1).any())
     rates: list[tuple[float | None, Any]] = []
@@ -80,7 +81,7 @@ def histograms(rows: Rows, run: int) -> list[dict[str, Any]]:
         if passes
         else ("Groups’ mean rewards", "share of a step’s groups")
     )
-    made.append(_bars("pass_rates", title, note, rates, run))
+    made.append(_bars("pass_rates", f"{title}{letter}", note, rates, run))
     return made
 
 

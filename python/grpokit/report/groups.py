@@ -164,10 +164,10 @@ class _Table:
             said.append(f"{_many(empty)} empty, and got a reward of {told(max(reward[row] for row in empty))}.")
         looped = [row for row in good if _loops(written.get(row) or "")]
         if looped:
-            said.append(f"{_many(looped)} rewarded and repeats itself.")
+            said.append(f"{_many(looped)} rewarded for the same words again and again.")
         hidden = [row for row in good if row in written and _hides(written[row] or "")]
         if hidden:
-            said.append(f"{_many(hidden)} rewarded and has control characters.")
+            said.append(f"{_many(hidden)} rewarded with control characters in it.")
         return said + _same(written, reward)
 
     def shown(

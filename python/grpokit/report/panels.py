@@ -166,21 +166,24 @@ def panels(runs: Sequence[Metrics | None]) -> list[dict[str, Any]]:
             split = [([at], series) for at, series in parts]
         else:
             split = [([at for at, _ in parts], [one for _, series in parts for one in series])]
-        made += [_panel(panel, at, series) for at, series in split if series]
+        made += [_panel(panel, at, series, several=len(runs) > 1) for at, series in split if series]
     return made
 
 
-def _panel(panel: Panel, runs: list[int], series: list[dict[str, Any]]) -> dict[str, Any]:
+def _panel(panel: Panel, runs: list[int], series: list[dict[str, Any]], *, several: bool) -> dict[str, Any]:
+    # Of two runs each curve says whose it is, and areas do in their title.
+    alone = several and panel.kind == "stack"
     return {
         "id": panel.id if panel.kind != "stack" or runs == [0] else f"{panel.id}-{runs[0]}",
-        "title": panel.title,
+        "title": f"{panel.title}, {'AB'[runs[0]]}" if alone else panel.title,
+        "compared": several,
         "note": panel.note,
         "kind": panel.kind,
         "top": panel.top,
         "log": panel.log,
         "points": panel.points,
         "zero": panel.zero,
-        "description": " ".join(_sentence(panel.title, one) for one in series[:MOST_SERIES]),
+        "description": " ".join(_sentence(panel.title, one, several=several) for one in series[:MOST_SERIES]),
         "series": series,
     }
 
@@ -258,9 +261,9 @@ def _one(run: int, curve: Curve, steps: Any, values: Any, *, spread: Any = None,
     return found
 
 
-def _sentence(title: str, one: dict[str, Any]) -> str:
+def _sentence(title: str, one: dict[str, Any], *, several: bool) -> str:
     what = f"{title}, {one['label']}" if one["label"] else title
-    run = f", run {'AB'[one['run']]}" if one["run"] else ""
+    run = f", run {'AB'[one['run']]}" if several else ""
     if one["count"] == 1:
         return f"{what}{run}: {told(one['last'])} at step {one['steps'][0]:,}."
     return (

@@ -67,7 +67,7 @@ def drawn(panel: dict[str, Any], title_id: str) -> str:
 
 def _lines(figure: Figure, panel: dict[str, Any]) -> None:
     series = panel["series"]
-    compared = len({one["run"] for one in series}) > 1
+    compared = panel["compared"]
     labels = [_label(one, compared) for one in series]
     axes = _axes(figure, labels)
     own = [0, 0]
