@@ -93,13 +93,3 @@ def test_the_page_on_conformance_has_every_law_and_every_mistake():
         assert re.search(rf"^\| `{name}` \| [^|]* \| {re.escape(says)} \|$", text, re.MULTILINE | re.IGNORECASE), name
     assert f"{len(MUTANTS)} faults planted" in text
     assert f"{sum(bool(mutant[0]) for mutant in MUTANTS)} are named" in text
-
-
-def test_the_doctors_page_has_every_rule_and_every_bound():
-    from grpokit.doctor import RULES
-
-    text = (ROOT / "docs" / "doctor.md").read_text()
-    for code, rule in RULES.items():
-        assert f"| **{code}** {rule.title} | {rule.severity} |" in text
-        for name, (bound, reason) in rule.bounds.items():
-            assert f"{name} {bound:g}: {reason}".replace("|", "\\|") in text

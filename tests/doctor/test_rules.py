@@ -1,5 +1,7 @@
 """Every rule finds the fault that it is for, and nothing else does; healthy runs have no finding above `info`."""
 
+from pathlib import Path
+
 import pytest
 
 from grpokit.doctor import RULES, Finding, diagnose
@@ -41,6 +43,17 @@ def test_the_default_run_and_what_is_like_it(seed, tmp_path):
     assert not (tmp_path / "run" / "alerts.jsonl").exists()
     for name, other in perturbed(record):
         assert wrong(other) == set(), name
+
+
+def test_the_table_in_the_docs_is_fresh():
+    """Its words and the number of faults; what was found in them is what the other tests say."""
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| **D")]
+    for row, (code, rule) in zip(rows, RULES.items(), strict=True):
+        faults = sum(case.code == code for case in FAULTS)
+        assert row.startswith(f"| **{code}** {rule.title} | {rule.severity} | {faults} / {faults} | 0 / ")
+        for name, (bound, reason) in rule.bounds.items():
+            assert f"{name} {bound:g}: {reason}".replace("|", "\\|") in row
 
 
 def test_every_rule_has_a_case_and_is_complete():

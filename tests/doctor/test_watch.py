@@ -1,4 +1,4 @@
-"""The doctor beside a run: each fault is told once, to a file, the console and trackers; resuming is the same."""
+"""The doctor beside a run: each fault is told once, on the console, in a file, to trackers; resuming as well."""
 
 import dataclasses
 import io
@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console as Terminal
 
 from grpokit.doctor import Watch
+from grpokit.record import Metrics
 from grpokit.trainer import Trainer
 from grpokit.trainer.config import Snapshots
 from grpokit.trainer.config_tables import Logging
@@ -41,6 +42,20 @@ def test_each_fault_is_told_once_and_a_watch_that_begins_later_knows_it():
         assert watch.new() == []
     assert Watch({}, rows, watch.told).new() == []
     assert Watch({}, rows[:4]).new() == []
+
+
+def test_a_watch_sees_what_a_reader_sees_of_the_last_steps():
+    rng = np.random.default_rng(0)
+    rows = [
+        row | ({"now_and_then": None if at % 2 else 1.0} if at > 5 else {})
+        for at, row in enumerate(dumps.steps_of(rng))
+    ]
+    watch = Watch({}, rows, steps=20)
+    found, wanted = watch.metrics(), Metrics.of(rows[-20:])
+    assert found.steps_N.tolist() == wanted.steps_N.tolist()
+    assert found.columns.keys() == wanted.columns.keys()
+    for name, values in wanted.columns.items():
+        np.testing.assert_array_equal(found[name], values)
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from grpokit.record import Metrics, Record
 
 from .rules import RULES
@@ -51,17 +53,29 @@ class Watch:
         steps: int = STEPS,
     ) -> None:
         self.config, self.told = dict(config), set(told)
-        self.rows: deque[dict[str, Any]] = deque(maxlen=steps)
+        self.steps: deque[int] = deque(maxlen=steps)
+        self.columns: dict[str, deque[float]] = {}
         for row in rows:
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """A step's metrics; what is no finite number is as if it were not there."""
-        self.rows.append({k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)})
+        """A step's metrics, later than the former ones; what is no finite number is as if it were not there."""
+        before = len(self.steps) - (len(self.steps) == self.steps.maxlen)
+        self.steps.append(int(row["step"]))
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
+        for name in numbers.keys() - self.columns.keys():
+            self.columns[name] = deque([math.nan] * before, self.steps.maxlen)
+        for name, values in self.columns.items():
+            values.append(numbers.get(name, math.nan))
+
+    def metrics(self) -> Metrics:
+        """Those of the last steps."""
+        columns = {name: np.array(values) for name, values in self.columns.items() if name != "step"}
+        return Metrics(np.array(self.steps, np.int64), columns)
 
     def new(self) -> list[Finding]:
         """What is found now and was not told before, a finding a code, above `info` alone."""
-        record = Record(Path(), Metrics.of(self.rows), None, self.config, None, [])
+        record = Record(Path(), self.metrics(), None, self.config, None, [])
         found: dict[str, Finding] = {}
         for rule in RULES.values():
             if rule.online and rule.code not in self.told:

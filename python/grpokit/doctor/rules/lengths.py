@@ -46,8 +46,7 @@ def longer_and_cut(record: Record, bound: Bounds) -> Iterator[Seen]:
         return
     many = max(5, min(len(lengths) // 5, 50))
     early, late = cut[:many], cut[-many:]
-    trend, grown = rising(lengths), difference(early, late)
-    if late.mean() < bound["cut"] or grown < bound["errors"] or trend < bound["trend"]:
+    if late.mean() < bound["cut"] or difference(early, late) < bound["errors"] or rising(lengths) < bound["trend"]:
         return
     limit = whole(record, "max_completion_length")
     message = (

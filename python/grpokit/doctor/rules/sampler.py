@@ -39,11 +39,13 @@ GAP = "sampling/sampling_logp_difference/mean"
 def mismatch_grows(record: Record, bound: Bounds) -> Iterator[Seen]:
     """Larger than rounding explains, several times what it was, and rising; not where the weights are plainly old."""
     found = ends(record.metrics, GAP)
-    if found is None or record.metrics is None or _unsynced(record, old_weights.thresholds()) is not None:
+    if found is None or record.metrics is None:
         return
     early, late = float(np.median(found.early)), float(np.median(found.late))
+    if late < bound["gap"] or late < bound["growth"] * early:
+        return
     trend = rising(record.metrics.trained().there(GAP)[1])
-    if late < bound["gap"] or late < bound["growth"] * early or trend < bound["trend"]:
+    if trend < bound["trend"] or _unsynced(record, old_weights.thresholds()) is not None:
         return
     message = f"The mean difference of log-probs rose from {early:.2g} to {late:.2g} nats a token."
     yield Seen(message, {"early": early, "late": late, "trend": trend}, found.steps)
@@ -125,8 +127,10 @@ def _unsynced(record: Record, bound: Bounds) -> Seen | None:
     if len(gaps) < 8 or steps[0] > 1:
         return None
     first, soon, late = float(gaps[0]), float(np.median(gaps[3:8])), float(np.median(gaps[-5:]))
+    if late < max(bound["gap"], bound["growth"] * first) or soon < bound["first"] * first:
+        return None
     trend = rising(gaps)
-    if late < max(bound["gap"], bound["growth"] * first) or soon < bound["first"] * first or trend < bound["trend"]:
+    if trend < bound["trend"]:
         return None
     message = (
         f"The mean difference of log-probs was {first:.2g} in the first step, {soon:.2g} soon after, {late:.2g} now."
