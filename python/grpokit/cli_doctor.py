@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .cli_files import read_columns, read_reward
+from .cli_files import add_reading, read_as
 from .errors import error, nearest
 from .output import print_json, standard_output
 
@@ -37,10 +37,7 @@ def add_doctor(verbs: Any) -> None:
     add("--select", metavar="CODE,...", help="only these rules")
     add("--ignore", metavar="CODE,...", help="not these rules")
     add("--exit-zero", action="store_true", help="exit with 0 whatever is found")
-    add("--format", default="auto", help="the framework that wrote the files (default: known by its fields)")
-    add("--column", metavar="WORD=NAME", action="append", default=[], help="the files' name: group_id=uid")
-    add("--reward", metavar="NAME[=WEIGHT],...", help="the columns, or parts of the reward, that are added up")
-    add("--group-size", type=int, metavar="N", help="N rows one after another are a group; there is no id")
+    add_reading(parser)
     add("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=doctor, verb="doctor")
 
@@ -58,13 +55,7 @@ def doctor(typed: argparse.Namespace) -> int:
     from .doctor import diagnose
     from .record import read_record
 
-    record = read_record(
-        typed.inputs if len(typed.inputs) > 1 else typed.inputs[0],
-        columns=read_columns(typed) or None,
-        format=typed.format,
-        reward=read_reward(typed),
-        group_size=typed.group_size,
-    )
+    record = read_record(typed.inputs if len(typed.inputs) > 1 else typed.inputs[0], **read_as(typed))
     found = [finding for finding in diagnose(record) if finding.code in codes]
     for problem in record.problems:
         print(f"not read: {problem}", file=sys.stderr)

@@ -51,11 +51,8 @@ def add_verbs(verbs: Any) -> None:
             default=[],
             help="a parameter: max_len=20480",
         )
-        add("--format", default="auto", help="the framework that wrote them (default: known by its fields)")
+        add_reading(parser)
         add("--explain-format", action="store_true", help="print what the files are taken for, and do nothing")
-        add("--column", metavar="WORD=NAME", action="append", default=[], help="the files' name: group_id=uid")
-        add("--reward", metavar="NAME[=WEIGHT],...", help="the columns, or parts of the reward, that are added up")
-        add("--group-size", type=int, metavar="N", help="N rows one after another are a group; there is no id")
         add("--version", type=int, help="the trainer's policy version, for staleness")
         add("--order", choices=("auto", "contiguous", "any"), default="auto", help="how the rows of a group lie")
         add(
@@ -91,12 +88,7 @@ def filter_(typed: argparse.Namespace) -> int:
         raise error(
             "bad_parameter", owner=typed.verb, name="--json", given=True, expected="no --explain-format with it"
         )
-    named: dict[str, Any] = {
-        "columns": read_columns(typed),
-        "format": typed.format,
-        "reward": read_reward(typed),
-        "group_size": typed.group_size,
-    }
+    named = read_as(typed)
     recipe = _chosen(typed)
     try:
         import pyarrow as pa
@@ -170,8 +162,22 @@ def _as_files(inputs: list[str], output: str | None) -> Iterator[tuple[list[str 
                 shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def read_columns(typed: argparse.Namespace) -> dict[str, Any]:
-    """What `--column` says."""
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Adds how rollout files are read."""
+    add = parser.add_argument
+    add("--format", default="auto", help="the framework that wrote the files (default: known by their fields)")
+    add("--column", metavar="WORD=NAME", action="append", default=[], help="the files' name: group_id=uid")
+    add("--reward", metavar="NAME[=WEIGHT],...", help="the columns, or parts of the reward, that are added up")
+    add("--group-size", type=int, metavar="N", help="N rows one after another are a group; there is no id")
+
+
+def read_as(typed: argparse.Namespace) -> dict[str, Any]:
+    """What these options say, as `grpokit.io.filter_files` and `grpokit.record.read_record` take it."""
+    columns, reward = _columns(typed), _reward(typed)
+    return {"columns": columns, "format": typed.format, "reward": reward, "group_size": typed.group_size}
+
+
+def _columns(typed: argparse.Namespace) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for setting in typed.column:
         word, equals, name = setting.partition("=")
@@ -183,8 +189,7 @@ def read_columns(typed: argparse.Namespace) -> dict[str, Any]:
     return columns
 
 
-def read_reward(typed: argparse.Namespace) -> dict[str, float] | None:
-    """What `--reward` says."""
+def _reward(typed: argparse.Namespace) -> dict[str, float] | None:
     if typed.reward is None:
         return None
     weights: dict[str, float] = {}

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_files import read_columns, read_reward
+from .cli_files import add_reading, read_as
 from .errors import GrpokitError, error
 from .output import print_json, standard_output
 
@@ -46,10 +46,7 @@ def add_report(verbs: Any) -> None:
     )
     add("--json", action="store_true", help="print the content as one JSON object")
     add("--md", action="store_true", help="print it as Markdown, for an issue")
-    add("--format", default="auto", help="the framework that wrote rollout files (default: known by their fields)")
-    add("--column", metavar="WORD=NAME", action="append", default=[], help="the files' name: group_id=uid")
-    add("--reward", metavar="NAME[=WEIGHT],...", help="the columns, or parts of the reward, that are added up")
-    add("--group-size", type=int, metavar="N", help="N rows one after another are a group; there is no id")
+    add_reading(parser)
     add("--overwrite", action="store_true", help="replace files that are there")
     parser.set_defaults(run=report, verb="report")
 
@@ -60,12 +57,7 @@ def report(typed: argparse.Namespace) -> None:
     if len(typed.runs) > 2:
         expected = "one run, or two that are compared; several files are one pattern, 'dumps/*.jsonl'"
         raise error("bad_parameter", owner="report", name="RUN", given=" ".join(typed.runs), expected=expected)
-    how = {
-        "columns": read_columns(typed),
-        "format": typed.format,
-        "reward": read_reward(typed),
-        "group_size": typed.group_size,
-    }
+    how = read_as(typed)
     from .report import content, to_html, to_markdown
     from .whole_files import whole
 

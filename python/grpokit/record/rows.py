@@ -24,6 +24,7 @@ NUMBERS = {"step": np.int64, "reward": np.float64, "response_len": np.int64, "ve
 # Of grpokit's own files; those of others may mean something else by the name.
 OWN = {"keep": np.bool_, "advantage": np.float64, "off_policy": np.bool_}
 TEXTS = ("prompt", "text")
+HALF = b"\\ud"  # it may be half of a surrogate pair, which is no text
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Rows:
     _starts: NDArray[np.int64] = field(repr=False)
     _texts: Reading = field(repr=False)
     _held: _Held = field(repr=False)
+    _known: dict[int, dict[str, str | None]] = field(repr=False, default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.columns["reward"])
@@ -86,9 +88,10 @@ class Rows:
         """
         from grpokit.io.files import open_input
 
-        wanted = np.unique(np.asarray(rows, np.int64))
+        # Several rules and the report ask for the same rows.
+        wanted = np.array(sorted({int(row) for row in rows} - self._known.keys()), np.int64)
         names = {word: str(theirs) for word, theirs in self._texts.names.items()}
-        found: dict[int, dict[str, str | None]] = {int(row): dict.fromkeys(TEXTS) for row in wanted}
+        found: dict[int, dict[str, str | None]] = {row: dict.fromkeys(TEXTS) for row in wanted.tolist()}
         for at, path in enumerate(self._paths):
             first, end = self._starts[at], self._starts[at + 1]
             own = wanted[(first <= wanted) & (wanted < end)]
@@ -101,7 +104,8 @@ class Rows:
                     values = table[theirs].take(inside - first - start).to_pylist()
                     for row, value in zip(inside.tolist(), values, strict=True):
                         found[row][word] = _plain(value)
-        return [found[int(row)] for row in rows]
+        self._known.update(found)
+        return [dict(self._known[int(row)]) for row in rows]
 
 
 def read_rows(
@@ -257,6 +261,7 @@ def _numbered(hashes_N: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _mended(path: Path, held: _Held, problems: list[str]) -> Path:
     """The file, or a copy of the lines of it that are whole."""
+    from grpokit._native import read_lines
     from grpokit.io.jsonl import codec_of
     from grpokit.io.magic import LONGEST
     from grpokit.io.parquet import MAGIC
@@ -266,9 +271,12 @@ def _mended(path: Path, held: _Held, problems: list[str]) -> Path:
             start = file.read(LONGEST)
         if start.startswith(MAGIC) or codec_of(start) or path.suffix == ".parquet":
             return path
-        lines = path.read_bytes().split(b"\n") if path.stat().st_size < 1 << 28 else []
+        data = path.read_bytes() if path.stat().st_size < 1 << 28 else b""
     except OSError:
         return path  # opening it says why not
+    if not read_lines(data, [])[2] and HALF not in data.lower():
+        return path
+    lines = data.split(b"\n")
     good = [line for line in lines if line.strip() and _whole(line)]
     bad = sum(bool(line.strip()) for line in lines) - len(good)
     if not bad or not good:
@@ -282,8 +290,7 @@ def _mended(path: Path, held: _Held, problems: list[str]) -> Path:
 def _whole(line: bytes) -> bool:
     try:
         value = json.loads(line)
-        if b"\\ud" in line.lower():
-            # Half of a surrogate pair is no text.
+        if HALF in line.lower():
             json.dumps(value, ensure_ascii=False).encode()
         return isinstance(value, dict)
     except (ValueError, RecursionError):

@@ -35,23 +35,26 @@ class Alerts:
         Where it is said.
     sinks : Sinks
         Trackers.
+    first : bool
+        Whether this is the rank that writes; on others the files may be half written.
     """
 
-    def __init__(self, config: TrainConfig, run: RunDirectory, console: Console, sinks: Sinks) -> None:
+    def __init__(self, config: TrainConfig, run: RunDirectory, console: Console, sinks: Sinks, *, first: bool) -> None:
         self.config, self.run, self.console, self.sinks = config, run, console, sinks
+        self.every = config.logging.doctor if first else 0
         self.watch: Watch | None = None
 
     def see(self, metrics: Mapping[str, float]) -> None:
         """A step's metrics, after they were written."""
-        every, step = self.config.logging.doctor, int(metrics["step"])
-        if not every:
+        step = int(metrics["step"])
+        if not self.every:
             return
         if self.watch is None:
             told = (row["code"] for row in _lines(self.run.path / "alerts.jsonl"))
             self.watch = Watch(self.config.to_dict(), _lines(self.run.path / "metrics.jsonl")[-STEPS:], told)
         else:
             self.watch.add(metrics)
-        if step % every or not step:
+        if step % self.every or not step:
             return
         found = self.watch.new()
         if not found:

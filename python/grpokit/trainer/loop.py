@@ -109,7 +109,7 @@ class Trainer:
         self.rewards = Rewards(self.task, functions, self.config.rewards, self.console.note)
         self.rewards.ranks = self.ranks
         self.run = directory_of(self.ranks, self.config, directory)
-        self.alerts = Alerts(self.config, self.run, self.console, self.sinks)
+        self.alerts = Alerts(self.config, self.run, self.console, self.sinks, first=self.ranks.first)
         self.resume, self.earlier = resume, 0.0
         self.taken_up = self.ranks.agree(
             lambda: snapshot.take_up(self.run, self.config) if resume else self.run.check(overwrite=overwrite)
