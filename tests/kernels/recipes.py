@@ -95,6 +95,12 @@ def check(d, r, *, split=None, tolerance=1e-5, bounds=False, **more):
             for _, _, metrics in (got, twin, truth):
                 for name in [name for name in metrics if name.startswith("clip_ratio")]:
                     del metrics[name]
+        gradients = truth[1].values()
+        if any(((g != 0) & (g.float() == 0)).any() for g in gradients):
+            # A gate that is open in float64 and too small for float32 counts as shut there: the twin is the truth.
+            for name in [name for name in got[2] if name.startswith("clip_ratio")]:
+                mine, theirs, _ = (metrics.pop(name) for _, _, metrics in (got, twin, truth))
+                torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-6, atol=0)
         for mine, theirs, true in zip(_flat(got), _flat(twin), _flat(truth), strict=True):
             assert (mine.isnan() | ~theirs.isnan()).all()
             if bounds:

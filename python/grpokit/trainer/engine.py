@@ -123,11 +123,15 @@ class InProcess:
         device, pad, end = policy.model.device, policy.tokenizer.pad_token_id, policy.tokenizer.eos_token_id
         N, width = len(prompts), max(map(len, prompts))
         places = torch.from_numpy(_uniforms(seeds, longest)).to(device)
-        # A group's prompt goes through the model once.
-        groups = {prompt: at for at, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        members = torch.tensor([groups[tuple(p)] for p in prompts], device=device)
-        tokens = torch.tensor([[pad] * (width - len(p)) + list(p) for p in groups], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in groups], device=device)
+        # A group's prompt goes through the model once. Who watches its passes, as `record_routing` does, knows rows by
+        # their places, so these stay then.
+        watched = policy.watched
+        once = prompts if watched else [list(p) for p in dict.fromkeys(map(tuple, prompts))]
+        groups = {tuple(prompt): at for at, prompt in enumerate(once)}
+        members = torch.arange(N) if watched else torch.tensor([groups[tuple(p)] for p in prompts])
+        members = members.to(device)
+        tokens = torch.tensor([[pad] * (width - len(p)) + p for p in once], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in once], device=device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache: Any = DynamicCache(config=policy.model.config)
         going = torch.arange(N, device=device)  # the rows that are in the batch
@@ -146,7 +150,7 @@ class InProcess:
             all_logps = (output.logits[:, -1].float() / (sampling.temperature or 1.0)).log_softmax(-1)
             if not all_logps.isfinite().all():
                 raise error("diverged", what="a logit of the policy")
-            if step == 0:
+            if step == 0 and not watched:
                 all_logps, mask, positions = all_logps[members], mask[members], positions[members]
                 cache.reorder_cache(members)
             if sampling.truncated:
@@ -166,7 +170,7 @@ class InProcess:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             positions = positions[:, -1:] + 1
             # Rows that have ended go where they are a fourth of the batch: the cache is copied for it.
-            if left.sum() <= _LEFT * len(left):
+            if not watched and left.sum() <= _LEFT * len(left):
                 stay = left.nonzero()[:, 0]
                 going, tokens, mask, positions = going[stay], tokens[stay], mask[stay], positions[stay]
                 cache.reorder_cache(stay)

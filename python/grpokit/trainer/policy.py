@@ -291,6 +291,11 @@ class Policy:
         assert self._how
 
     @property
+    def watched(self) -> bool:
+        """Whether somebody looks at what goes into the decoder."""
+        return bool(self._decoder._forward_pre_hooks)
+
+    @property
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import grpokit as gk
@@ -121,6 +121,7 @@ def test_nan_is_shown(name, column):
 SETTLED = ("late_after_early", "paper_m2po_mask")
 
 
+@example(name="paper_vespo", lengths=[4, 3], seed=2, near=3.0, per_token=False, old=True)
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(sorted(name for name in LOWER if name.startswith(("late", "paper")))),
