@@ -58,12 +58,15 @@ LOWER = {name: r for r, name in {r: name for name, r in ALL.items() if _lowers(r
 
 
 def error(a, b):
-    """The largest difference over the largest entry, of what is a number on both sides."""
+    """The largest difference over the largest entry, of what is a number on both sides.
+
+    Below float32's normal numbers there are no digits to compare: a largest entry there counts as the least of them.
+    """
     a, b = a.double(), b.double()
     there = a.isfinite() & b.isfinite()
     largest = float(b[there].abs().max()) if there.any() else 0.0
     off = float((a - b)[there].abs().max()) if there.any() else 0.0
-    return off / largest if largest else off
+    return off / max(largest, torch.finfo(torch.float32).tiny) if largest else off
 
 
 def eager(part, r, now):

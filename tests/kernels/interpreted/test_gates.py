@@ -121,6 +121,7 @@ def test_nan_is_shown(name, column):
 SETTLED = ("late_after_early", "paper_m2po_mask")
 
 
+@example(name="paper_vespo", lengths=[6, 8], seed=1, near=3.0, per_token=False, old=True)
 @example(name="paper_vespo", lengths=[4, 3], seed=2, near=3.0, per_token=False, old=True)
 @settings(max_examples=40, deadline=None)
 @given(
