@@ -101,6 +101,43 @@ def test_of_many_files_some_are_read_and_the_last_is_among_them(tmp_path):
     assert rows["step"][-1] == 49
 
 
+@pytest.mark.parametrize("far", [0, 10**12])
+def test_groups_and_steps_are_counted(tmp_path, far):
+    """Against what each group and each step says by itself; steps close together and far apart, rewards missing."""
+    rng = np.random.default_rng(far)
+    ids, rewards = rng.integers(0, 40, 300), rng.integers(0, 3, 300) * 0.1
+    rewards[(rng.random(300) < 0.1) | (ids == ids[7])] = np.nan
+    lengths = pa.array(rng.integers(1, 9, 300), mask=rng.random(300) < 0.2)
+    steps = ids // 4 * (1 + far)
+    table = {"group_id": ids, "step": steps, "reward": pa.array(rewards, from_pandas=True), "response_len": lengths}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    rows = read_record(tmp_path / "a.parquet").rows
+    assert rows.groups == 40
+    of = rows.group_rewards
+    for at, first in enumerate(rows.firsts):
+        own = ids == ids[first]
+        assert first == np.flatnonzero(own)[0]
+        known = rewards[own & ~np.isnan(rewards)]
+        assert of.count[at] == len(known)
+        if not len(known):
+            assert np.isnan(of.mean[at])
+            assert (of.low[at], of.high[at], of.squares[at], of.distance[at]) == (np.inf, -np.inf, 0, 0)
+            continue
+        assert (of.low[at], of.high[at]) == (known.min(), known.max())
+        off = known - known.mean() if np.ptp(known) else 0 * known
+        expected = [known.mean(), (off**2).sum(), np.abs(off).sum()]
+        np.testing.assert_allclose([of.mean[at], of.squares[at], of.distance[at]], expected, rtol=1e-14)
+    found, means = rows.step_means("reward", "response_len")
+    assert found.tolist() == np.unique(steps).tolist()
+    for at, step in enumerate(found):
+        for name, mean in zip(("reward", "response_len"), means, strict=True):
+            values = rows[name][steps == step]
+            np.testing.assert_allclose(mean[at], values[~np.isnan(values)].mean(), rtol=1e-14)
+    assert rows.span() == (0, found[-1])
+    assert rows.span(steps == found[3]) == (found[3],) * 2
+    assert rows.span(steps < 0) is None
+
+
 def test_a_directory_of_trls_trainer(tmp_path):
     for name, steps in (("checkpoint-1", 1), ("checkpoint-2", 2)):
         (tmp_path / name).mkdir()

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,29 @@ NUMBERS = {"step": np.int64, "reward": np.float64, "response_len": np.int64, "ve
 OWN = {"keep": np.bool_, "advantage": np.float64, "off_policy": np.bool_}
 TEXTS = ("prompt", "text")
 HALF = b"\\ud"  # it may be half of a surrogate pair, which is no text
+
+
+@dataclass(frozen=True, eq=False)
+class GroupRewards:
+    """Of each group's rewards, each (G,); of a group without any the mean is NaN, low is inf and high -inf.
+
+    Parameters
+    ----------
+    count : int64
+        How many rows have a reward.
+    mean, low, high : float64
+    squares : float64
+        Σ (R − mean)²; 0 where all are equal, whatever rounding says of their mean.
+    distance : float64
+        Σ |R − mean|, likewise.
+    """
+
+    count: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    distance: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,70 @@ class Rows:
     def groups(self) -> int:
         """How many groups there are."""
         return int(self["group"].max()) + 1 if len(self) else 0
+
+    def scored(self, name: str) -> NDArray[Any]:
+        """A column, of the rows that have a reward."""
+        known = self._scored
+        return self[name] if known is None else self[name][known]
+
+    @cached_property
+    def _scored(self) -> NDArray[np.bool_] | None:
+        known = np.isfinite(self["reward"])
+        return None if known.all() else known  # ten million rows are not copied
+
+    @cached_property
+    def group_rewards(self) -> GroupRewards:
+        """What the rewards of each group are like."""
+        group, rewards, G = self.scored("group"), self.scored("reward"), self.groups
+        count = np.bincount(group, minlength=G)
+        low, high = np.full(G, np.inf), np.full(G, -np.inf)
+        np.minimum.at(low, group, rewards)
+        np.maximum.at(high, group, rewards)
+        with np.errstate(invalid="ignore"):
+            mean = np.bincount(group, rewards, G) / count
+        off = mean[group]
+        np.abs(np.subtract(rewards, off, out=off), out=off)
+        distance = np.bincount(group, off, G).astype(np.float64)
+        squares = np.bincount(group, np.square(off, out=off), G).astype(np.float64)
+        same = ~(high > low)
+        distance[same] = squares[same] = 0
+        return GroupRewards(count, mean, low, high, squares, distance)
+
+    @cached_property
+    def firsts(self) -> NDArray[np.int64]:
+        """The first row of each group, (G,)."""
+        rows_G = np.zeros(self.groups, np.int64)
+        rows_G[self["group"][::-1]] = np.arange(len(self) - 1, -1, -1)
+        return rows_G
+
+    def by_step(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The steps that there are, (S,) in order, and each row's place among them, (N,); S where a row has none."""
+        steps_N = self["step"]
+        known = np.isfinite(steps_N)
+        if known.all():
+            return _coded(steps_N)
+        steps_S, codes = _coded(steps_N[known])
+        codes_N = np.full(len(steps_N), len(steps_S))
+        codes_N[known] = codes
+        return steps_S, codes_N
+
+    def step_means(self, *names: str) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+        """The steps that there are, (S,) in order, and of each column its mean over the rows of a step that have it."""
+        steps_S, codes_N = self.by_step()
+        means = []
+        for name in names:
+            there = np.isfinite(self[name])
+            codes, values = (codes_N, self[name]) if there.all() else (codes_N[there], self[name][there])
+            counts = np.bincount(codes, minlength=len(steps_S) + 1)
+            with np.errstate(invalid="ignore"):
+                means.append((np.bincount(codes, values, len(steps_S) + 1) / counts)[: len(steps_S)])
+        return steps_S, means
+
+    def span(self, which: Any = slice(None)) -> tuple[int, int] | None:
+        """The first and the last step of some rows, if they have steps."""
+        steps = self["step"][which] if "step" in self else np.zeros(0)
+        steps = steps[np.isfinite(steps)]
+        return (int(steps.min()), int(steps.max())) if len(steps) else None
 
     def texts(self, rows: Sequence[int] | NDArray[np.int64]) -> list[dict[str, str | None]]:
         """Prompt and text of some rows, each a str, or None where the files have none.
@@ -246,6 +334,18 @@ def _is_number(type_: pa.DataType) -> bool:
 
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     return any(kind(type_) for kind in kinds)
+
+
+def _coded(steps_N: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The values that there are, and each one's place among them; without sorting where they are close together."""
+    whole = steps_N.astype(np.int64)
+    low, high = (int(whole.min()), int(whole.max())) if len(whole) else (0, 0)
+    if high - low > 4 * len(whole) + 1000:
+        return np.unique(whole, return_inverse=True)
+    whole -= low
+    there = np.bincount(whole) > 0
+    np.take(np.cumsum(there) - 1, whole, out=whole, mode="clip")
+    return np.flatnonzero(there) + low, whole
 
 
 def _numbered(hashes_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,40 +19,37 @@ if TYPE_CHECKING:
 # Values that are drawn one by one; more are put into ten bins.
 FEW = 9
 BINS = 10
+# TRL's names of means over completions.
+MEANS = {
+    "reward": "reward",
+    "response_len": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "keep": "sampling/kept_share",
+}
 
 
 def metrics_of(rows: Rows) -> Metrics | None:
     """TRL's metrics as far as rows give them; None where rows have no steps."""
-    if "step" not in rows or not len(rows):
+    if "step" not in rows or not len(rows) or not np.isfinite(rows["step"]).any():
         return None
-    steps = rows["step"]
-    known = np.isfinite(steps) & np.isfinite(rows["reward"])
-    if not known.any():
-        return None
-    if known.all():
-        known = slice(None)  # ten million rows are not copied
-    steps_S, codes = _coded(steps[known])
-    rewards = rows["reward"][known]
-    counts = np.bincount(codes, minlength=len(steps_S))
-    columns = {"reward": _mean(codes, rewards, counts)}
-    spread_G, flat_G, first_G = _groups(rows["group"][known], rewards)
-    step_G = codes[first_G]
-    groups_S = np.bincount(step_G, minlength=len(steps_S))
-    columns["reward_std"] = _mean(step_G, spread_G, groups_S)
-    columns["frac_reward_zero_std"] = _mean(step_G, flat_G.astype(np.float64), groups_S)
-    for word, name in (
-        ("response_len", "completions/mean_length"),
-        ("truncated", "completions/clipped_ratio"),
-        ("keep", "sampling/kept_share"),
-    ):
-        if word in rows:
-            values = rows[word][known]
-            there = np.isfinite(values)
-            if there.all():
-                columns[name] = _mean(codes, values, counts)
-            else:
-                columns[name] = _mean(codes[there], values[there], np.bincount(codes[there], minlength=len(steps_S)))
+    names = [word for word in MEANS if word in rows]
+    steps_S, means = rows.step_means(*names)
+    columns = {MEANS[word]: mean for word, mean in zip(names, means, strict=True)}
+    columns |= _spreads(rows, steps_S)
     return Metrics(steps_S, columns)
+
+
+def _spreads(rows: Rows, steps_S: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """By step: the mean over groups of the standard deviation (N − 1), and the share in which it is 0."""
+    step_G = np.full(rows.groups, np.nan)
+    step_G[rows["group"]] = rows["step"]
+    of = rows.group_rewards
+    known = (of.count > 0) & np.isfinite(step_G)
+    codes = np.searchsorted(steps_S, step_G[known])
+    counts = np.bincount(codes, minlength=len(steps_S))
+    spread = np.sqrt(of.squares[known] / np.maximum(of.count[known] - 1, 1))
+    flat = (of.low == of.high)[known].astype(np.float64)
+    return {"reward_std": _mean(codes, spread, counts), "frac_reward_zero_std": _mean(codes, flat, counts)}
 
 
 def histograms(rows: Rows, run: int, *, several: bool = False) -> list[dict[str, Any]]:
@@ -65,7 +62,7 @@ def histograms(rows: Rows, run: int, *, several: bool = False) -> list[dict[str,
     taken: list[tuple[float | None, Any]] = [(None, known)]
     if "step" in rows:
         steps = rows["step"]
-        taken = [(step, known & (steps == step)) for step in _few_steps(steps, known)] or taken
+        taken = [(step, known & (steps == step)) for step in _few_steps(rows, known)] or taken
     samples = [(step, rewards[at]) for step, at in taken]
     made = [_bars("rewards", f"Rewards at a few steps{letter}", "share of a step’s completions", samples, run)]
     # As an evaluation counts: a completion passes whose reward is 1 or more.
@@ -85,50 +82,18 @@ def histograms(rows: Rows, run: int, *, several: bool = False) -> list[dict[str,
     return made
 
 
-def _coded(steps_N: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The steps that there are, and each row's place among them; without sorting where steps are close together."""
-    whole = steps_N.astype(np.int64)
-    low = int(whole.min())
-    if int(whole.max()) - low > 4 * len(whole) + 1000:
-        found, codes = np.unique(whole, return_inverse=True)
-        return found, codes
-    whole -= low
-    there = np.bincount(whole) > 0
-    np.take(np.cumsum(there) - 1, whole, out=whole, mode="clip")
-    return np.flatnonzero(there) + low, whole
-
-
 def _mean(codes: NDArray[np.int64], values: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore"):
         means: NDArray[np.float64] = np.bincount(codes, values, minlength=len(counts)) / counts
     return means
 
 
-def _groups(
-    groups_N: NDArray[np.int64], rewards_N: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Of each group that has a row: the standard deviation (N − 1), whether it is 0, and a row of it."""
-    counts = np.bincount(groups_N)
-    row_G = np.zeros(len(counts), np.int64)
-    row_G[groups_N] = np.arange(len(groups_N))
-    there = counts > 0
-    centred = _mean(groups_N, rewards_N, counts)[groups_N]
-    np.subtract(rewards_N, centred, out=centred)
-    squares = np.bincount(groups_N, np.square(centred, out=centred))
-    del centred
-    same = np.bincount(groups_N, rewards_N != rewards_N[row_G[groups_N]]) == 0
-    return np.sqrt(squares / np.maximum(counts - 1, 1))[there], same[there], row_G[there]
-
-
-def _few_steps(steps_N: NDArray[np.float64], known_N: NDArray[np.bool_]) -> list[float]:
-    """The first, those at the thirds, and the last."""
-    known = steps_N[known_N & np.isfinite(steps_N)]
-    if not len(known):
-        return []
-    found = _coded(known)[0]
-    del known
+def _few_steps(rows: Rows, known_N: NDArray[np.bool_]) -> list[int]:
+    """The first that has such a row, those at the thirds, and the last."""
+    steps_S, codes_N = rows.by_step()
+    found = steps_S[np.bincount(codes_N, known_N, len(steps_S) + 1)[: len(steps_S)] > 0]
     places = np.unique(np.linspace(0, len(found) - 1, min(4, len(found))).round().astype(int))
-    return [float(step) for step in found[places]]
+    return [int(step) for step in found[places]]
 
 
 def _bars(id_: str, title: str, note: str, samples: list[tuple[float | None, Any]], run: int) -> dict[str, Any]:

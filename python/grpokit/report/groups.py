@@ -84,15 +84,10 @@ class _Table:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        group, reward = rows["group"], rows["reward"]
+        counts = rows.group_rewards.count
         self.count = rows.groups
-        scored = np.isfinite(reward)
-        value = np.where(scored, reward, 0.0)
-        counts = np.bincount(group, scored, minlength=self.count)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self.mean_G = np.bincount(group, value, minlength=self.count) / counts
-        self.first_G = np.zeros(self.count, np.int64)
-        self.first_G[group[::-1]] = np.arange(len(group) - 1, -1, -1)
+        self.mean_G = rows.group_rewards.mean
+        self.first_G = rows.firsts
         self.high = float(np.quantile(self.mean_G[counts > 0], 0.9)) if (counts > 0).any() else np.inf
         self.low = float(self.mean_G[counts > 0].min()) if (counts > 0).any() else np.inf
 

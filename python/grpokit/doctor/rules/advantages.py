@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from grpokit.record import Record, Rows
+    from grpokit.record import Record
 
 
 @rule(
@@ -39,12 +39,12 @@ def small_spread(record: Record, bound: Bounds) -> Iterator[Seen]:
     rows = record.rows
     if rows is None:
         return
-    spread, distance, counted = _by_group(rows)
-    signal = counted & (spread > 0)
+    of = rows.group_rewards
+    spread, distance = np.sqrt(of.squares / np.maximum(of.count, 1)), of.distance
+    signal = spread > 0
     if signal.sum() < bound["groups"] or not _divided(record, spread, signal):
         return
-    known = np.isfinite(rows["reward"])
-    small = signal & (spread < bound["spread"] * rows["reward"][known].std())
+    small = signal & (spread < bound["spread"] * rows.scored("reward").std())
     safe = np.where(signal, spread, 1)
     weight = float((distance / safe)[small].sum() / (distance / safe)[signal].sum())
     undivided = float(distance[small].sum() / distance[signal].sum())
@@ -56,21 +56,6 @@ def small_spread(record: Record, bound: Bounds) -> Iterator[Seen]:
     )
     numbers = {"groups": int(signal.sum()), "small": int(small.sum()), "weight": weight, "undivided": undivided}
     yield Seen(message, numbers)
-
-
-def _by_group(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """(G,) the standard deviation of rewards, Σ |R − mean|, and whether two rows or more have one."""
-    known = np.isfinite(rows["reward"])
-    group, rewards = rows["group"][known], rows["reward"][known]
-    count = np.maximum(np.bincount(group, minlength=rows.groups), 1)
-    off = rewards - (np.bincount(group, rewards, rows.groups) / count)[group]
-    low, high = np.full(rows.groups, np.inf), np.full(rows.groups, -np.inf)
-    np.minimum.at(low, group, rewards)
-    np.maximum.at(high, group, rewards)
-    # Equal rewards have no spread, whatever rounding says of their mean.
-    spread = np.where(high > low, np.sqrt(np.bincount(group, off**2, rows.groups) / count), 0)
-    distance = np.bincount(group, np.abs(off), rows.groups).astype(np.float64)
-    return spread, distance, count > 1
 
 
 def _divided(record: Record, spread: NDArray[np.float64], signal: NDArray[np.bool_]) -> bool:
@@ -121,7 +106,7 @@ def one_sign(record: Record, bound: Bounds) -> Iterator[Seen]:
     above = np.bincount(at, rows["advantage"][used] > 0, len(found))
     enough = count >= bound["rows"]
     alike = enough & ((above == 0) | (above == count))
-    scored = rows["reward"][np.isfinite(rows["reward"])]
+    scored = rows.scored("reward")
     differ = len(scored) > 0 and np.ptp(scored) > 0
     if not enough.any() or not differ or alike.sum() < bound["batches"] * enough.sum():
         return

@@ -86,7 +86,7 @@ def split_or_merged(record: Record, bound: Bounds) -> Iterator[Seen]:
         smaller, larger = int((sizes < size).sum()), int((sizes > size).sum())
         message = f"{wrong.sum()} of {len(sizes)} groups do not have {size} rows: {smaller} have fewer, {larger} more."
         numbers = {"groups": len(sizes), "size": size, "smaller": smaller, "larger": larger, "share": wrong.mean()}
-        yield Seen(message, numbers, _steps_of(rows, wrong[rows["group"]]))
+        yield Seen(message, numbers, rows.span(wrong[rows["group"]]))
         return
     mixed, looked = _mixed(rows)
     if mixed:
@@ -103,12 +103,6 @@ def _mixed(rows: Rows) -> tuple[int, int]:
         if text["prompt"] is not None:
             prompts.setdefault(int(rows["group"][row]), set()).add(text["prompt"])
     return sum(len(found) > 1 for found in prompts.values()), len(prompts)
-
-
-def _steps_of(rows: Rows, which: np.ndarray) -> tuple[int, int] | None:
-    if "step" not in rows:
-        return None
-    return int(rows["step"][which].min()), int(rows["step"][which].max())
 
 
 @rule(
@@ -167,16 +161,11 @@ def no_signal(record: Record, bound: Bounds) -> Iterator[Seen]:
 
 def _of_degrees(record: Record) -> bool:
     """Whether rewards are known to be more than right or wrong."""
-    return record.rows is not None and len(np.unique(record.rows["reward"][np.isfinite(record.rows["reward"])])) > 2
+    return record.rows is not None and len(np.unique(record.rows.scored("reward"))) > 2
 
 
 def _without_signal(rows: Rows) -> tuple[float, float, int]:
     """The share of groups with equal rewards, the mean reward, and the usual size of a group."""
-    rewards = rows["reward"]
-    known = np.isfinite(rewards)
-    group, rewards = rows["group"][known], rewards[known]
-    low, high = np.full(rows.groups, np.inf), np.full(rows.groups, -np.inf)
-    np.minimum.at(low, group, rewards)
-    np.maximum.at(high, group, rewards)
+    rewards, of = rows.scored("reward"), rows.group_rewards
     size = int(np.argmax(np.bincount(np.bincount(rows["group"]))))
-    return float((high - low <= 0).mean()), float(rewards.mean()) if len(rewards) else float("nan"), size
+    return float((of.high <= of.low).mean()), float(rewards.mean()) if len(rewards) else float("nan"), size

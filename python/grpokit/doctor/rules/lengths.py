@@ -73,7 +73,6 @@ def _series(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64], N
     if rows is None or not all(name in rows for name in ("step", "response_len", "truncated")):
         nothing = np.zeros(0)
         return nothing, nothing, nothing.astype(np.int64)
-    steps, at = np.unique(rows["step"], return_inverse=True)
-    count = np.bincount(at)
-    lengths = np.bincount(at, np.nan_to_num(rows["response_len"])) / count
-    return lengths, np.bincount(at, np.nan_to_num(rows["truncated"])) / count, steps.astype(np.int64)
+    steps, (lengths, cut) = rows.step_means("response_len", "truncated")
+    there = np.isfinite(lengths) & np.isfinite(cut)
+    return lengths[there], cut[there], steps[there]

@@ -60,5 +60,4 @@ def visits(record: Record, bound: Bounds) -> Iterator[Seen]:
 
 def _counts(rows: Rows) -> Counter[str]:
     """Visits of prompts, by the first row of each group; of many groups the last ones."""
-    first = np.unique(rows["group"], return_index=True)[1][-LOOKED_AT:]
-    return Counter(text["prompt"] for text in rows.texts(np.sort(first)) if text["prompt"] is not None)
+    return Counter(text["prompt"] for text in rows.texts(rows.firsts[-LOOKED_AT:]) if text["prompt"] is not None)

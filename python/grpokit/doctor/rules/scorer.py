@@ -45,11 +45,10 @@ def dead_scorer(record: Record, bound: Bounds) -> Iterator[Seen]:
 def all_equal(record: Record, bound: Bounds) -> Seen | None:
     """All rewards of the record, or of its end."""
     if record.rows is not None:
-        rewards = record.rows["reward"]
-        scored = rewards[np.isfinite(rewards)]
+        scored = record.rows.scored("reward")
         if len(scored) >= bound["rows"] and np.ptp(scored) == 0:
             numbers = {"rows": len(scored), "reward": scored[0]}
-            return Seen(f"All {len(scored):,} rewards are {scored[0]:g}.", numbers, _steps(record))
+            return Seen(f"All {len(scored):,} rewards are {scored[0]:g}.", numbers, record.rows.span())
     if record.metrics is None:
         return None
     steps, reward = record.metrics.trained().there("reward")
@@ -107,17 +106,8 @@ def failing_scorer(record: Record, bound: Bounds) -> Iterator[Seen]:
     if not failed and record.rows is not None:
         # An answer of None is no failure of the call.
         missing = ~np.isfinite(record.rows["reward"])
-        failed, count, steps = float(missing.sum()), float(len(missing)), _steps(record, missing)
+        failed, count, steps = float(missing.sum()), float(len(missing)), record.rows.span(missing)
     if failed < bound["rows"] or not count or failed / count < bound["share"]:
         return
     message = f"{failed:.0f} of {count:.0f} answers ({failed / count:.1%}) have no reward, {timeouts:.0f} by time-out."
     yield Seen(message, {"failed": failed, "answers": count, "share": failed / count, "timeouts": timeouts}, steps)
-
-
-def _steps(record: Record, which: np.ndarray | None = None) -> tuple[int, int] | None:
-    if record.rows is None or "step" not in record.rows:
-        return None
-    steps = record.rows["step"]
-    steps = steps if which is None else steps[which]
-    steps = steps[np.isfinite(steps)]
-    return (int(steps.min()), int(steps.max())) if len(steps) else None

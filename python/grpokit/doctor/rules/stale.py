@@ -54,13 +54,13 @@ def starved_source(record: Record, bound: Bounds) -> Iterator[Seen]:
         if now <= bound["share"] * before and errors >= bound["errors"]:
             message = f"Of the source {name!r} {words.format(now, before)}; its answers are {older:.1f} versions older."
             numbers = {"source": name, "share": now, "against": before, "older": older, "errors": errors}
-            yield Seen(message, numbers, (int(rows["step"].min()), int(rows["step"].max())))
+            yield Seen(message, numbers, rows.span())
 
 
 def _ages(rows: Rows) -> NDArray[np.float64]:
     """(N,) versions behind the newest answer of the step."""
-    _, at = np.unique(rows["step"], return_inverse=True)
-    newest = np.full(at.max() + 1, -np.inf)
+    steps, at = rows.by_step()
+    newest = np.full(len(steps) + 1, -np.inf)
     known = np.isfinite(rows["version_min"])
     np.maximum.at(newest, at[known], rows["version_min"][known])
     ages: NDArray[np.float64] = newest[at] - rows["version_min"]

@@ -46,7 +46,7 @@ def loops(record: Record, bound: Bounds) -> Iterator[Seen]:
     if len(looped) < bound["rows"] or len(looped) < bound["share"] * len(found):
         return
     message = f"{len(looped)} of {len(found)} answers end in repeats, such as of {looped[0][:40]!r}."
-    yield Seen(message, {"answers": len(found), "loops": len(looped)}, _span(rows, chosen))
+    yield Seen(message, {"answers": len(found), "loops": len(looped)}, rows.span(chosen))
 
 
 def _loop(text: str, repeats: int, characters: int) -> str:
@@ -99,7 +99,7 @@ def duplicates(record: Record, bound: Bounds) -> Iterator[Seen]:
     if copies < bound["share"] * len(lengths):
         return
     message = f"{copies} of {len(lengths)} answers are a copy of another of their group."
-    yield Seen(message, {"answers": len(lengths), "copies": copies}, _span(rows, chosen))
+    yield Seen(message, {"answers": len(lengths), "copies": copies}, rows.span(chosen))
 
 
 def _last_groups(rows: Rows) -> np.ndarray:
@@ -108,9 +108,3 @@ def _last_groups(rows: Rows) -> np.ndarray:
     chosen = np.flatnonzero(np.isin(rows["group"], groups))
     # A group may be all there is.
     return chosen[np.unique(np.linspace(0, len(chosen) - 1, 800).round().astype(int))] if len(chosen) else chosen
-
-
-def _span(rows: Rows, chosen: np.ndarray) -> tuple[int, int] | None:
-    if "step" not in rows or not len(chosen):
-        return None
-    return int(rows["step"][chosen].min()), int(rows["step"][chosen].max())
