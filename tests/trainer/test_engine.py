@@ -3,6 +3,7 @@
 import dataclasses
 from math import log
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from grpokit import StateError
 from grpokit.trainer import Trainer
 from grpokit.trainer.agreement import check_agreement, logp_gaps
 from grpokit.trainer.config import TinyModel
-from grpokit.trainer.engine import InProcess
+from grpokit.trainer.engine import InProcess, _uniforms
 from grpokit.trainer.policy import Policy
 from grpokit.trainer.sampling import Sampling
 
@@ -156,3 +157,9 @@ def test_a_sampler_with_other_weights_stops_the_run(task, config, silent, tmp_pa
     assert trainer.summary.steps == 1  # the first step has the first weights
     sound = Trainer(config, task=task, directory=tmp_path / "sound", console=silent).train()
     assert sound.steps == 6
+
+
+def test_a_rows_numbers_are_its_seeds_alone():
+    seeds = [0, 1, 2**63 - 1, 2**64, 7 * 2**64 + 5, 1]
+    expected = [np.random.Generator(np.random.Philox(key=seed)).random(5) for seed in seeds]
+    np.testing.assert_array_equal(_uniforms(seeds, 5), expected)

@@ -207,8 +207,13 @@ def completion(
 def _uniforms(seeds: Sequence[int], longest: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """Numbers in [0, 1), a row a seed."""
     found = np.empty((len(seeds), longest))
+    bits = np.random.Philox(key=0)
+    numbers, begun = np.random.Generator(bits), bits.state
     for row, seed in zip(found, seeds, strict=True):
-        np.random.Generator(np.random.Philox(key=seed)).random(out=row)
+        # As Philox(key=seed), which would ask the system for entropy that it does not use.
+        begun["state"]["key"][:] = seed % 2**64, seed >> 64
+        bits.state = begun
+        numbers.random(out=row)
     return found
 
 
