@@ -102,6 +102,8 @@ def test_what_the_corrections_see_ahead(config, train, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[1:]]
     assert rows[0]["sampling/sampling_logp_difference/max"] < 1e-4
     assert all(row["sampling/sampling_logp_difference/mean"] > 1e-3 for row in rows[2:])
+    # Beside the weights that sampled them there is none.
+    assert all(row["sampling/ahead_logp_difference/max"] < 1e-4 for row in rows)
 
 
 def test_a_rollout_process_that_is_killed(config, silent, train, tmp_path):

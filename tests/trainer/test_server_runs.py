@@ -94,6 +94,22 @@ def test_an_update_that_is_ignored_stops_the_run(url, task, config, silent, tmp_
     assert trainer.summary.steps == 1
 
 
+def test_an_update_that_is_ignored_stops_a_run_ahead(url, task, config, silent, tmp_path):
+    """Where the trainer's weights have moved on, the process that samples sees it."""
+    config = dataclasses.replace(of_server(config, url), async_level=1, steps=5)
+    trainer = Trainer(config, task=task, directory=tmp_path / "fine", console=silent)
+    trainer.train()
+    rows = lines(tmp_path / "fine" / "metrics.jsonl")[1:]
+    assert max(row["sampling/ahead_logp_difference/max"] for row in rows) < 1e-3
+    assert rows[-1]["sampling/sampling_logp_difference/mean"] > 1e-3
+    post(url + "/plan", {"update": ["fine"] + ["claim"] * 20})
+    trainer = Trainer(config, task=task, directory=tmp_path / "run", console=silent)
+    with pytest.raises(StateError, match="the sampler has other weights") as caught:
+        trainer.train()
+    assert caught.value.kind == "sampler_differs"
+    assert trainer.summary.steps == 2  # both are of the first weights
+
+
 def test_a_server_that_dies_leaves_a_usable_run(url, task, config, silent, tmp_path):
     post(url + "/plan", {"sample": ["fine"] * 40 + ["die"]})
     trainer = Trainer(of_server(config, url), task=task, directory=tmp_path / "run", console=silent)

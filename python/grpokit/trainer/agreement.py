@@ -14,7 +14,47 @@ from grpokit.errors import error
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .collect import Gathered
+    from .config import TrainConfig
+    from .policy import Policy
     from .sampling import Sampling
+
+_ROWS = 32
+
+
+def sampled_ahead(policy: Policy, gathered: Gathered, config: TrainConfig) -> dict[str, float]:
+    """Compares where rows are sampled, for a trainer whose weights will have moved on.
+
+    Parameters
+    ----------
+    policy : Policy
+        With the weights that were to sample.
+    gathered : Gathered
+        Of what they sampled so many rows are looked at, spread evenly.
+    config : TrainConfig
+
+    Returns
+    -------
+    dict
+        The gaps' mean and largest, nats; nothing where no row is theirs.
+
+    Raises
+    ------
+    StateError
+        `sampler_differs`.
+    """
+    answers = [row.completion for row in gathered.rows]
+    own = [c for c in answers if c.version == gathered.version and not c.off_policy and c.token_ids]
+    if not own:
+        return {}
+    batch = policy.pad(own[:: -(-len(own) // _ROWS)])
+    logps, _ = policy.logps(batch, config.temperature, config.microbatch_tokens)
+    gaps = logp_gaps(logps, batch.rollout_logps, config.how())[batch.mask]
+    if not len(gaps):
+        return {}
+    check_agreement(gaps, config.logp_gap_bound, gathered.version)
+    named = "sampling/ahead_logp_difference"
+    return {f"{named}/mean": gaps.mean().item(), f"{named}/max": gaps.max().item()}
 
 
 def logp_gaps(logps: Tensor, sampled: Tensor, sampling: Sampling) -> Tensor:

@@ -64,6 +64,7 @@ def serve(connection: Connection, send: Callable[[Any], None], setup: Setup) -> 
     import torch
     from safetensors.torch import load_file
 
+    from .agreement import sampled_ahead
     from .ahead import handed_over
     from .built_in import make_task
     from .collect import Collector
@@ -93,4 +94,6 @@ def serve(connection: Connection, send: Callable[[Any], None], setup: Setup) -> 
             engine.load(policy, order.version)
             chosen, _ = steered(recipe, config, order.controllers)
             gathered = collector.collect(chosen)
+            if config.async_level:
+                gathered.measured |= sampled_ahead(policy, gathered, config)
             send(("sampled", gathered, collector.state()))
