@@ -115,9 +115,9 @@ def environment(**more):
     return os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"} | more
 
 
-def torchrun(*words):
-    """Two processes, which listen to this machine alone."""
-    how = ["--standalone", "--local-addr", "localhost", "--nproc-per-node", "2"]
+def torchrun(*words, ranks=2):
+    """Processes which listen to this machine alone."""
+    how = ["--standalone", "--local-addr", "localhost", "--nproc-per-node", str(ranks)]
     words = [sys.executable, "-m", "torch.distributed.run", *how, *map(str, words)]
     return subprocess.run(words, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=600)
 
@@ -127,10 +127,10 @@ def without_torchrun(text):
     return text.partition("closing signal")[0][-6000:]
 
 
-def run_worker(text, place, *names):
+def run_worker(text, place, *names, ranks=2):
     place.mkdir(exist_ok=True)
     (place / "worker.py").write_text(text)
-    done = torchrun(place / "worker.py", place, *names)
+    done = torchrun(place / "worker.py", place, *names, ranks=ranks)
     assert done.returncode == 0, without_torchrun(done.stderr)
     return done
 
@@ -189,6 +189,15 @@ def test_every_kind_of_recipe(tmp_path):
     names = [name for name in CASES if name not in QUICK]
     run_worker(WORKER, tmp_path / "two", *names)
     compare(tmp_path / "two", names, tmp_path)
+
+
+@pytest.mark.slow
+def test_three_ranks_two_of_which_have_nothing(tmp_path):
+    names = ["clip_cov", "rloo"]  # updates of two groups and of one
+    run_worker(WORKER, tmp_path / "three", *names, ranks=3)
+    compare(tmp_path / "three", names, tmp_path)
+    mine = [json.loads((tmp_path / "three" / f"updates-{rank}.json").read_text()) for rank in range(3)]
+    assert {sum(rows == 0 for rows in update) for update in zip(*mine, strict=True)} == {1, 2}
 
 
 SMALL = [
