@@ -17,7 +17,7 @@ import grpokit as gk
 from grpokit.stages import load
 from grpokit.trainer import TrainConfig, Trainer
 from grpokit.trainer.config import LRControl, Snapshots
-from grpokit.trainer.config_tables import LoRA, RanksConfig
+from grpokit.trainer.config_tables import LoRA, RanksConfig, SamplingConfig
 from grpokit.trainer.console import Silent
 from grpokit.trainer.ranked import Onlooker, check, console_of
 from grpokit.trainer.ranks import ALONE, Ranks, groups_of, join
@@ -25,6 +25,7 @@ from grpokit.trainer.run import RunDirectory
 from tests.trainer.conftest import Echo, parameters_of
 from tests.trainer.conftest import config as _config
 from tests.trainer.test_resume import clock, told
+from tests.trainer.test_turns import Nagging
 
 load()
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ CASES = QUICK | {
     "vcpo": {"recipe": "vcpo", "lr_control": LRControl(base=0.5)},
     "luffy": {"recipe": "luffy"},
     "checkpointing": {"recipe": "grpo", "gradient_checkpointing": True, "layout": "padded", **UNEVEN},
+    "conversation": {"recipe": "rloo", "max_completion_length": 24, "sampling": SamplingConfig(stop=(".", "x", "7"))},
     "lora": {"recipe": "grpo", "lora": LoRA(rank=2)},
     "lora_bf16": {"recipe": "rloo", "lora": LoRA(rank=2), "precision": "bf16"},
 }
@@ -63,8 +65,7 @@ from torch.distributed.tensor import DTensor
 import grpokit as gk
 from grpokit.trainer import Trainer
 from grpokit.trainer.learn import Learner
-from tests.trainer.conftest import Echo
-from tests.trainer.test_ranks import BASE, CASES, Silent, configured
+from tests.trainer.test_ranks import BASE, CASES, Silent, configured, task
 
 place, names = Path(sys.argv[1]), sys.argv[2:]
 rank, updates = int(os.environ["RANK"]), []
@@ -90,12 +91,12 @@ def moved(self, measured, clock):
 
 Learner._pass_back, Learner._move = pass_back, moved
 for name in names:
-    trainer = Trainer(configured(name), task=Echo(), directory=place / name)
+    trainer = Trainer(configured(name), task=task(name), directory=place / name)
     trainer.train()
     held = sum(weight.to_local().numel() for weight in trainer.policy.model.parameters())
     assert held < 0.6 * sum(weight.numel() for weight in trainer.policy.model.parameters())
     try:
-        Trainer(configured(name), task=Echo(), directory=place / name)
+        Trainer(configured(name), task=task(name), directory=place / name)
     except gk.FileError as problem:
         assert problem.kind == "file_exists"
     else:
@@ -108,6 +109,10 @@ def configured(name):
     changes = CASES[name]
     parameters = parameters_of(changes["recipe"]) | changes.get("recipe_parameters", {})
     return dataclasses.replace(BASE, **changes | {"recipe_parameters": parameters})
+
+
+def task(name):
+    return Nagging() if name == "conversation" else Echo()
 
 
 def environment(**more):
@@ -159,7 +164,7 @@ def alike(one, two, tolerance, where=""):
 
 def compare(place, names, tmp_path):
     for name in names:
-        Trainer(configured(name), task=Echo(), directory=tmp_path / "one" / name, console=Silent()).train()
+        Trainer(configured(name), task=task(name), directory=tmp_path / "one" / name, console=Silent()).train()
         one, two = tmp_path / "one" / name, place / name
         if name == "lora_bf16":
             # 4.5 nats are 4.5 ± 0.02 there, and the ranks' batches round in another way: other tokens are sampled.

@@ -64,6 +64,24 @@ def test_a_conversation_is_what_was_said_in_turns(policy):
     torch.testing.assert_close(batch.rollout_logps[batch.mask], logps[batch.mask], atol=1e-5, rtol=0)
 
 
+def test_a_conversation_is_the_same_in_any_batch(policy):
+    """Rows that have more room are sampled beside it; what it has no room for is in neither its tokens nor its text."""
+    together = talked(policy, 60, longest=12)
+    assert any(row.own and row.finish == "length" for row in together)
+    seeds = Random(0)
+    for number, row in enumerate(together):
+        seed, item = seeds.getrandbits(63), {"prompt": f"ab{number % 7}>", "number": number}
+        sampling = Sampling(12, stop=(".", "x", "7"))
+
+        class Seed(Random):
+            def getrandbits(self, _, seed=seed):
+                return seed
+
+        how = {"sampling": sampling, "max_turns": 8, "seeds": Seed()}
+        (alone,) = answers(InProcess(policy), policy, Nagging(), [item], **how)
+        assert (alone.token_ids, alone.text, alone.finish, alone.own) == (row.token_ids, row.text, row.finish, row.own)
+
+
 def test_what_is_not_over_in_time_is_too_long(policy):
     rows = talked(policy, max_turns=1)
     assert all(row.own is None for row in rows)

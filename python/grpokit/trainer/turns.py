@@ -16,6 +16,7 @@ from zlib import crc32
 from grpokit.errors import error
 
 from .chat import MESSAGES, rendered
+from .engine import completion
 from .policy import Completion
 from .ranks import groups_of
 from .reward_functions import shortened
@@ -102,7 +103,7 @@ def _converse(
         room = dataclasses.replace(sampling, max_completion_length=max(longest - len(t.ids) for t in going))
         drawn = [talk.seeds.getrandbits(63) for talk in going]
         for talk, said in zip(going, engine.generate([t.prompt + t.ids for t in going], drawn, room), strict=True):
-            talk.hear(said, longest)
+            talk.hear(_within(said, longest - len(talk.ids), policy, sampling))
             if talk.finish:
                 continue
             reply: Any = task.reply(talk.messages, talk.item)
@@ -115,6 +116,15 @@ def _converse(
                 talk.finish = "length"
             else:
                 talk.see(reply, policy, longest)
+
+
+def _within(said: Completion, room: int, policy: Policy, sampling: Sampling) -> Completion:
+    """What a conversation has room for, of what was sampled beside one that has more; its text likewise."""
+    if len(said.token_ids) <= room:
+        return said
+    sampling = dataclasses.replace(sampling, max_completion_length=room)
+    ids, logps = said.token_ids[:room], said.logps[:room]
+    return completion(policy, said.prompt_ids, ids, logps, sampling=sampling, version=said.version)
 
 
 def _check_context(policy: Policy, prompts: Sequence[list[int]], items: Sequence[Item], longest: int) -> None:
@@ -148,14 +158,13 @@ class _Talk:
         asked = self.item.get(MESSAGES) or [{"role": "user", "content": self.item["prompt"]}]
         self.messages: list[dict[str, Any]] = list(asked)
 
-    def hear(self, said: Completion, longest: int) -> None:
+    def hear(self, said: Completion) -> None:
         """What the policy said."""
-        room = longest - len(self.ids)
-        if len(said.token_ids) > room or said.finish == "length":
+        if said.finish == "length":
             self.finish = "length"
-        self.ids += said.token_ids[:room]
-        self.logps += said.logps[:room]
-        self.own += [True] * min(room, len(said.token_ids))
+        self.ids += said.token_ids
+        self.logps += said.logps
+        self.own += [True] * len(said.token_ids)
         self.text += said.text
         self.versions.append(said.version)
         self.messages.append({"role": "assistant", "content": said.text})
