@@ -9,10 +9,11 @@ from grpokit import StateError
 from grpokit.cli import main
 from grpokit.trainer import Trainer
 from grpokit.trainer.config import Evaluation, Snapshots
-from grpokit.trainer.config_tables import EngineConfig
+from grpokit.trainer.config_tables import EngineConfig, SamplingConfig
 
 from .conftest import log, post
 from .test_resume import clock
+from .test_turns import Nagging
 
 SMALL = [
     "tiny.hidden_size=16", "tiny.intermediate_size=32", "tiny.layers=2", "tiny.heads=2", "evaluation.prompts=6",
@@ -92,6 +93,24 @@ def test_an_update_that_is_ignored_stops_the_run(url, task, config, silent, tmp_
         trainer.train()
     assert caught.value.kind == "sampler_differs"
     assert trainer.summary.steps == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["vllm", "sglang"])
+def test_conversations_are_those_of_one_process(url, config, silent, tmp_path, protocol):
+    config = dataclasses.replace(of_server(config, url, protocol=protocol), max_completion_length=24)
+    config = dataclasses.replace(config, sampling=SamplingConfig(stop=(".", "x", "7")))
+    alone = dataclasses.replace(config, engine=EngineConfig())
+    for name, how in (("alone", alone), ("served", config)):
+        Trainer(how, task=Nagging(), directory=tmp_path / name, console=silent).train()
+    told = ("step", "prompt", "text", "reward", "finish", "keep", "version_min")
+    rows, expected = (
+        [[r[k] for k in told] for r in lines(tmp_path / n / "rollouts.jsonl")] for n in ("served", "alone")
+    )
+    assert rows == expected
+    assert any("[1]" in row[2] for row in rows)
+    for row, other in zip(numbers(tmp_path / "served"), numbers(tmp_path / "alone"), strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
 def test_an_update_that_is_ignored_stops_a_run_ahead(url, task, config, silent, tmp_path):
