@@ -132,13 +132,17 @@ def test_without_it(config, task, silent, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.skipif(not THERE, reason="the trackers are not installed beside the project: make .sinks/.installed")
 def test_what_the_trackers_have(tmp_path):
-    """Two steps, then two more of a resumed run; each tracker is read back with what it is read by."""
+    """Two steps, then three more of a resumed run; each tracker is read back with what it is read by."""
     inside = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BESIDE), os.environ.get("PYTHONPATH", "")])}
     inside |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     inside.pop("WANDB_MODE", None)
     run = tmp_path / "runs" / "mine"
-    words = [word for setting in [*SMALL, "steps=2"] for word in ("--set", setting)]
-    for more in (["--runs", run.parent, "--name", run.name, *words], ["--resume", run, "--set", "steps=4"]):
+    words = [
+        word
+        for setting in [*SMALL, "learning_rate=1e-12", "logging.doctor=5", "steps=2"]
+        for word in ("--set", setting)
+    ]
+    for more in (["--runs", run.parent, "--name", run.name, *words], ["--resume", run, "--set", "steps=5"]):
         command = [sys.executable, "-m", "grpokit", "train", "--json", *map(str, more)]
         done = subprocess.run(command, env=inside, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -147,11 +151,15 @@ def test_what_the_trackers_have(tmp_path):
     rows = {row["step"]: {k: v for k, v in row.items() if v is not None and k != "step"} for row in lines(
         run / "metrics.jsonl"
     )}  # fmt: skip
-    assert sorted(rows) == [0, 1, 2, 3, 4]
+    assert sorted(rows) == [0, 1, 2, 3, 4, 5]
     command = [sys.executable, __file__, run, tmp_path / "trackio"]
     done = subprocess.run(command, env=inside, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name, told in json.loads(done.stdout).items():
+    read = json.loads(done.stdout)
+    alerts = [[f"{alert['code']} {alert['title']}", alert["severity"]] for alert in lines(run / "alerts.jsonl")]
+    assert ["D019 The learning rate is 0", "error"] in alerts
+    assert sorted(read.pop("alerts")) == sorted(alerts)
+    for name, told in read.items():
         found = {int(step): numbers for step, numbers in told.items()}
         assert sorted(found) == sorted(rows), name
         for step, numbers in rows.items():
@@ -180,6 +188,13 @@ def read_trackio():
     for row in SQLiteStorage.get_logs("letters", record["name"]):
         found.setdefault(row.pop("step"), {}).update({k: v for k, v in row.items() if k != "timestamp"})
     return found
+
+
+def read_alerts():
+    from trackio.sqlite_storage import SQLiteStorage
+
+    severities = {"error": "error", "warn": "warning"}
+    return [[alert["title"], severities[alert["level"]]] for alert in SQLiteStorage.get_alerts("letters")]
 
 
 def read_wandb(run):
@@ -212,4 +227,4 @@ def read_wandb(run):
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     told = {"tensorboard": read_tensorboard(place), "trackio": read_trackio(), "wandb": read_wandb(place)}
-    json.dump(told, sys.stdout)
+    json.dump(told | {"alerts": read_alerts()}, sys.stdout)
