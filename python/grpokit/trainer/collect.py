@@ -7,6 +7,7 @@ Dynamic sampling (DAPO, arXiv:2503.14476, §3.2) is nothing but this loop around
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -283,7 +284,7 @@ class Collector:
         return {
             "prompts": self.rng.getstate(),
             "seeds": self.seeds.getstate(),
-            "waiting": [[dataclasses.asdict(row) for row in group] for group in self.waiting],
+            "waiting": [[_plain(row) for row in group] for group in self.waiting],
             "task": self.task.state(self.rng) if isinstance(self.task, Remembers) else None,
         }
 
@@ -347,6 +348,11 @@ class Collector:
             )
         with self.clock("reward"):
             return answered, self.rewards(asked, [c.text for c in answered])
+
+
+def _plain(row: Row) -> Any:
+    """Ready for JSON; what else an item has, a date or a number of NumPy, as the logged rows have it: as its text."""
+    return json.loads(json.dumps(dataclasses.asdict(row), default=str))
 
 
 def generator_state(state: Any) -> Any:
