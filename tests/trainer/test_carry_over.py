@@ -1,16 +1,22 @@
 """Groups that a step has no room for: each is learned from once, or counted as expired."""
 
 import dataclasses
+import datetime as dt
 import json
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from grpokit.trainer import Trainer
 from grpokit.trainer.collect import Collector
+from grpokit.trainer.config_tables import Snapshots
 from grpokit.trainer.engine import InProcess
 from grpokit.trainer.policy import Policy
 from grpokit.trainer.rewards import RewardFunction, Rewards
+
+from .conftest import Echo
 
 
 class Counting:
@@ -86,6 +92,31 @@ def test_the_state_has_the_groups_that_wait(config):
     a, b = one.collect(recipe).sampled(recipe), other.collect(recipe).sampled(recipe)
     assert a.completions == b.completions
     assert a.rewards == b.rewards
+
+
+def test_groups_of_items_that_json_does_not_know_wait_too(config, silent, tmp_path):
+    """Columns of a Parquet file may be dates, decimals or bytes, and a task's own items anything."""
+    snapshots = Snapshots(every=1, keep_last=9)
+    config = dataclasses.replace(config, oversampling=3.0, recipe="rloo", snapshots=snapshots)
+    how = {"task": Dated(), "console": silent}
+    Trainer(config, directory=tmp_path / "alone", **how).train()
+    shutil.copytree(tmp_path / "alone", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/snapshots/step-00000002")
+    shutil.rmtree(tmp_path / "run/snapshots/step-00000003")
+    (tmp_path / "run/summary.json").unlink()
+    Trainer(config, directory=tmp_path / "run", resume=True, **how).train()
+    alone, run = ((tmp_path / name / "rollouts.jsonl").read_text() for name in ("alone", "run"))
+    assert alone == run
+    assert '"answer": "2026-11-27"' in run
+    for step in (2, 3):
+        tables = [pq.read_table(tmp_path / name / f"completions/step-{step:08}.parquet") for name in ("alone", "run")]
+        assert tables[0] == tables[1]
+
+
+class Dated(Echo):
+    def prompts(self, rng, n):
+        more = {"answer": dt.date(2026, 11, 27), "weight": np.int64(3), "raw": b"x"}
+        return [item | more for item in super().prompts(rng, n)]
 
 
 def test_a_run_that_samples_more_than_it_needs(config, task, silent, tmp_path):

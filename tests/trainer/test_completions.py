@@ -1,6 +1,7 @@
 """A step's completions as Parquet: what the run kept is what `grpokit filter` keeps."""
 
 import dataclasses
+import datetime as dt
 import inspect
 import json
 import shutil
@@ -17,7 +18,10 @@ from grpokit.stages import EXAMPLES, lookup
 from grpokit.trainer import Trainer, config_tables
 from grpokit.trainer.completions import write_rows
 from grpokit.trainer.config_tables import Logging, Snapshots
+from grpokit.trainer.evaluate_run import evaluate_run
 from grpokit.trainer.run import RunDirectory
+
+from .conftest import Echo
 
 
 @pytest.fixture
@@ -170,3 +174,31 @@ def test_answers_of_several_types_and_parts_that_have_nothing_to_say(tmp_path):
     assert table.schema.field("reward_parts").type == pa.struct([("a", pa.float64()), ("b", pa.float64())])
     write_rows(tmp_path / "a.jsonl", rows, parquet=False)
     assert lines(tmp_path / "a.jsonl") == rows
+
+
+def test_items_of_which_some_have_an_answer(config, silent, tmp_path):
+    """The column is there whichever comes first, and an answer that JSON does not know is its text."""
+    config = dataclasses.replace(config, steps=1, logged_groups=100)
+    for letters in ("ab", "cd"):
+        task, run = Some(letters), tmp_path / letters
+        Trainer(config, task=task, directory=run, console=silent).train()
+        rows = rows_of(run)
+        expected = ["2026-11-27" if row["prompt"][0] in letters else None for row in rows]
+        assert [row["answer"] for row in rows] == expected
+        assert [row.get("answer") for row in lines(run / "rollouts.jsonl")] == expected
+        assert set(expected) == {"2026-11-27", None}
+        evaluated = evaluate_run(run, task=task, settings={"prompts": 20})
+        for name in ("a.jsonl", "a.parquet"):
+            write_rows(tmp_path / name, evaluated.records(), parquet=name == "a.parquet")
+        expected = ["2026-11-27" if item["prompt"][0] in letters else None for item in evaluated.items]
+        assert [row.get("answer") for row in lines(tmp_path / "a.jsonl")] == expected
+        assert pq.read_table(tmp_path / "a.parquet")["answer"].to_pylist() == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Some(Echo):
+    letters: str
+
+    def prompts(self, rng, n):
+        known = {"answer": dt.date(2026, 11, 27)}
+        return [item | (known if item["prompt"][0] in self.letters else {}) for item in super().prompts(rng, n)]

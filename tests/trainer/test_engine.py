@@ -6,6 +6,8 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from grpokit import StateError
 from grpokit.trainer import Trainer
@@ -108,6 +110,21 @@ def test_a_stop_string_ends_the_text_before_it_and_the_tokens_with_it(policy):
         else:
             assert row == whole
     assert found > 5
+
+
+def test_a_stop_string_whose_characters_are_several_tokens_each():
+    """A byte is a token here, and a letter of Thai is three bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Tokenizer(models.BPE({letter: at for at, letter in enumerate([*letters, "<eos>"])}, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    policy = Policy.tiny(SIZES, seed=1)
+    policy.tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<eos>", pad_token="<eos>")
+    stop = "สวัสดี"
+    (ids,) = policy.encode(["I say " + stop])
+    engine = InProcess(policy)
+    stopped = [engine._stopped(torch.tensor([ids[:n]]), ("#", stop)).item() for n in range(1, len(ids) + 1)]
+    assert stopped == [False] * (len(ids) - 1) + [True]
 
 
 def test_sampling_keeps_the_mode_of_the_model(policy):

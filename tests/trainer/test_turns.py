@@ -3,15 +3,17 @@
 import dataclasses
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
 import grpokit as gk
 from grpokit.trainer import Trainer
 from grpokit.trainer.engine import InProcess
-from grpokit.trainer.learn import Learner
+from grpokit.trainer.learn import Learner, _advantages
 from grpokit.trainer.policy import Policy
 from grpokit.trainer.sampling import Sampling
+from grpokit.trainer.score_norms import score_norms
 from grpokit.trainer.turns import answers
 
 from .conftest import Echo
@@ -113,6 +115,38 @@ def test_the_environments_tokens_are_in_no_loss(config, monkeypatch):
     rows = [c for c, kept in zip(sampled.completions, sampled.processed.keep, strict=True) if kept]
     assert sum(int(mask.sum()) for mask in seen) == sum(sum(c.own) if c.own else len(c.token_ids) for c in rows)
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-5
+
+
+def test_the_environments_tokens_are_in_nothing_that_a_recipe_reads(config):
+    """Lengths, KL in the reward, advantages of tokens and gradients' sizes are of what the policy wrote."""
+    parameters = {"ddof": 1, "eps": 0.0, "beta": 0.1}
+    config = dataclasses.replace(
+        config, max_completion_length=24, recipe="reinforce_pp", recipe_parameters=parameters
+    ).with_settings(['sampling.stop=[".", "x", "7"]'])
+    policy, reference = (Policy.tiny(config.tiny, seed=seed) for seed in (2, 3))
+    sampled = collected(policy, Nagging(), config, reference=reference)
+    batch = policy.pad(sampled.completions)
+    lengths = batch.mask.sum(1).tolist()
+    assert lengths != [len(c.token_ids) for c in sampled.completions]
+    assert [record["response_len"] for record in sampled.records(step=1)] == lengths
+    metrics = sampled.metrics()
+    assert metrics["completions/mean_length"] == pytest.approx(np.mean(lengths))
+    ended = [n for n, c in zip(lengths, sampled.completions, strict=True) if c.finish == "stop"]
+    assert metrics["completions/mean_terminated_length"] == pytest.approx(np.mean(ended))
+    old, ref = (who.logps(batch, 1.0, 10**6)[0] for who in (policy, reference))
+    gaps = (old - ref) * batch.mask
+    assert metrics["kl"] == pytest.approx(gaps.sum().item() / sum(lengths), abs=1e-6)
+    x = torch.tensor(sampled.rewards)[:, None] - 0.1 * gaps.flip(1).cumsum(1).flip(1)
+    own = x[batch.mask]
+    expected = torch.zeros_like(x).masked_scatter(batch.mask, (own - own.mean()) / own.std())
+    found = _advantages(sampled, np.arange(len(lengths)), batch)
+    torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
+    row = next(row for row, c in enumerate(sampled.completions) if c.own)
+    one = batch[[row]]
+    logps = policy.logits(one.inputs, one.targets.shape[1]).log_softmax(-1).gather(-1, one.targets[..., None])[..., 0]
+    gradients = torch.autograd.grad(logps[one.mask].sum(), policy.trained())
+    (norm,) = score_norms(policy, sampled.completions[row : row + 1], 1.0)
+    assert norm == pytest.approx(sum(float(g.square().sum()) for g in gradients), rel=1e-4)
 
 
 def test_a_run_of_conversations(config, silent, tmp_path):

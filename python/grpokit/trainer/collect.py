@@ -7,6 +7,7 @@ Dynamic sampling (DAPO, arXiv:2503.14476, §3.2) is nothing but this loop around
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -78,7 +79,7 @@ class Sampled:
         found = self.processed.metrics()
         names = ("reward", "reward_std", "frac_reward_zero_std")
         lengths = {name: value for name, value in found.items() if name.startswith("completions/")}
-        ended = [len(c.token_ids) for c in self.completions if c.finish == "stop"] or [0]
+        ended = [c.written for c in self.completions if c.finish == "stop"] or [0]
         return {name: found[name] for name in names} | {
             **lengths,
             "completions/mean_terminated_length": float(np.mean(ended)),
@@ -117,7 +118,7 @@ class Sampled:
                 "reward": self.rewards[row],
                 **({} if self.parts is None else {"reward_parts": self.parts[row]}),
                 "prompt_len": len(completion.prompt_ids),
-                "response_len": len(completion.token_ids),
+                "response_len": completion.written,
                 "finish": completion.finish,
                 "version_min": completion.version,
                 "version_max": completion.version,
@@ -190,7 +191,7 @@ class Gathered:
         columns = {
             "group_id": self.group_id,
             "reward": [row.scored.reward for row in rows],
-            "response_len": np.array([len(row.completion.token_ids) for row in rows]),
+            "response_len": np.array([row.completion.written for row in rows]),
             "finish": [row.completion.finish for row in rows],
             "version_min": np.array([row.completion.version for row in rows]),
             **{name: [row.more[name] for row in rows] for name in rows[0].more},
@@ -283,7 +284,7 @@ class Collector:
         return {
             "prompts": self.rng.getstate(),
             "seeds": self.seeds.getstate(),
-            "waiting": [[dataclasses.asdict(row) for row in group] for group in self.waiting],
+            "waiting": [[_plain(row) for row in group] for group in self.waiting],
             "task": self.task.state(self.rng) if isinstance(self.task, Remembers) else None,
         }
 
@@ -327,7 +328,7 @@ class Collector:
                 with self.clock("logps"):
                     more[name] = read(partial(_logps, who or self.policy, config))
         if recipe.rows_read("logp_rollout"):
-            more["logp_rollout"] = [c.logps for c in answered]
+            more["logp_rollout"] = [c.of_policy(c.logps) for c in answered]
         if recipe.rows_read("score_norm"):
             with self.clock("logps"):
                 more["score_norm"] = read(partial(score_norms, self.policy, temperature=config.temperature))
@@ -349,6 +350,11 @@ class Collector:
             return answered, self.rewards(asked, [c.text for c in answered])
 
 
+def _plain(row: Row) -> Any:
+    """Ready for JSON; what else an item has, a date or a number of NumPy, as the logged rows have it: as its text."""
+    return json.loads(json.dumps(dataclasses.asdict(row), default=str))
+
+
 def generator_state(state: Any) -> Any:
     """What `Random.getstate` gave, after JSON made lists of its tuples."""
     version, internal, gauss = state
@@ -364,6 +370,6 @@ def _kl(rows: list[Row], keep: NDArray[np.bool_]) -> float:
 
 
 def _logps(policy: Policy, config: TrainConfig, completions: list[Completion]) -> list[list[float]]:
-    """Each completion's log-probs, a list of its length."""
+    """Each completion's log-probs, of the tokens that the policy wrote."""
     logps, _ = policy.logps(policy.pad(completions), config.temperature, config.microbatch_tokens)
-    return [row[: len(c.token_ids)] for row, c in zip(logps.tolist(), completions, strict=True)]
+    return [c.of_policy(row) for row, c in zip(logps.tolist(), completions, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from grpokit.errors import error
@@ -33,13 +34,13 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, parquet: bool) 
     path : Path
         Of the file.
     rows : iterable of mappings
-        All with the same keys.
+        A row may lack a key of another one: Parquet has null there.
     parquet : bool
         Whether as Parquet; else as JSON lines.
     """
     if not parquet:
         with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -53,12 +54,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, parquet: bool) 
     }
     types = {name: kind for kind, names in of.items() for name in names}
     rows = list(rows)
-    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(chain(*rows))}
     if "answer" in columns:
         # A task's answers may be numbers, and one column has one type.
         columns["answer"] = [None if answer is None else str(answer) for answer in columns["answer"]]
     if "reward_parts" in columns:
-        names = dict.fromkeys(name for parts in columns["reward_parts"] for name in parts)
+        names = dict.fromkeys(name for parts in columns["reward_parts"] for name in parts or ())
         types["reward_parts"] = pa.struct([(name, pa.float64()) for name in names])
     # An advantage, a number a row or a token, is never null: its type is seen.
     arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _ROWS = 512  # the widest batch that a two-core machine still gains from
 _LEFT = 0.75
-_TAIL = 8  # tokens that a stop string may be longer in than in characters: those that say nothing
+_TAIL = 8  # tokens that a stop string may be longer in than in bytes: those that say nothing
 
 
 class Engine(Protocol):
@@ -177,7 +177,7 @@ class InProcess:
         return sampled, logps, lengths
 
     def _stopped(self, sampled: Tensor, stop: tuple[str, ...]) -> Tensor:
-        tail = sampled[:, -max(map(len, stop)) - _TAIL :]
+        tail = sampled[:, -max(len(s.encode()) for s in stop) - _TAIL :]
         texts = self.policy.tokenizer.batch_decode(tail)
         return torch.tensor([any(s in text for s in stop) for text in texts], device=tail.device)
 

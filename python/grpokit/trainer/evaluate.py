@@ -138,7 +138,7 @@ class Evaluated:
                 **({"answer": item["answer"]} if "answer" in item else {}),
                 "reward": score,
                 "prompt_len": len(completion.prompt_ids),
-                "response_len": len(completion.token_ids),
+                "response_len": completion.written,
                 "finish": completion.finish,
             }
 

@@ -298,6 +298,6 @@ def _advantages(sampled: Sampled, kept: NDArray[np.int64], batch: Padded) -> Ten
         values = sampled.processed.advantages[kept]
     else:
         values = np.zeros(batch.targets.shape)
-        for i, row in enumerate(kept.tolist()):
-            values[i, : len(per_token[row])] = per_token[row]
+        for i, (row, own) in enumerate(zip(kept.tolist(), batch.mask.cpu().numpy(), strict=True)):
+            values[i, own] = per_token[row]
     return torch.from_numpy(values).to(batch.targets.device)

@@ -253,7 +253,7 @@ class Trainer:
             self.run.completions(step, sampled.rows(step))
         self.steps, self.completions = step, self.completions + len(sampled.completions)
         self.used += int(sampled.processed.keep.sum())
-        tokens = sum(len(c.prompt_ids) + len(c.token_ids) for c in sampled.completions)
+        tokens = sum(len(c.prompt_ids) + c.written for c in sampled.completions)
         self.tokens += tokens
         metrics["num_tokens"] = self.tokens
         metrics |= self.clock.metrics(tokens)

@@ -11,6 +11,7 @@ import string
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from .ranks import ALONE
 from .shards import shard, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from grpokit.door import LossOutput
@@ -69,6 +70,15 @@ class Completion:
     off_policy: bool = False
     version: int = 0
     own: list[bool] | None = None
+
+    @property
+    def written(self) -> int:
+        """How many of `token_ids` the policy wrote."""
+        return len(self.token_ids) if self.own is None else sum(self.own)
+
+    def of_policy(self, values: Iterable[float]) -> list[float]:
+        """Of numbers that begin with one for each of `token_ids`, those of the tokens that the policy wrote."""
+        return list(compress(values, self.own or [True] * len(self.token_ids)))
 
 
 @dataclass(frozen=True)

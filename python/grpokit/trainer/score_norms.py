@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def score_norms(policy: Policy, completions: Sequence[Completion], temperature: float) -> list[float]:
-    """‖∇ Σ_t log π(o_t)‖² over all weights that learn, of each completion, at the temperature of sampling."""
+    """‖∇ Σ_t log π(o_t)‖² over all weights that learn, of each completion's own tokens, at that temperature."""
     weights = [w for w in policy.model.parameters() if w.requires_grad]
     found = []
     for completion in completions:
         batch = policy.pad([completion])
         logps = (policy.logits(batch.inputs, batch.targets.shape[1]).float() / temperature).log_softmax(-1)
-        score = logps.gather(-1, batch.targets[..., None]).sum()
+        score = logps.gather(-1, batch.targets[..., None])[..., 0][batch.mask].sum()
         gradients = torch.autograd.grad(score, weights, allow_unused=True)
         found.append(sum(float(g.double().square().sum()) for g in gradients if g is not None))
     return found
