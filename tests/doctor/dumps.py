@@ -133,6 +133,11 @@ def starved(rng):
     return rows
 
 
+def unknown_versions(rng):
+    """The same, but nobody recorded the slow answers' versions: age cannot be what drops them."""
+    return [row | {"version_min": row["version_min"] if row["source"] == "quick" else None} for row in starved(rng)]
+
+
 def vanishing(rng):
     """The same, in a dump that has only what was kept."""
     lucky = rng.random(1000) < 0.1

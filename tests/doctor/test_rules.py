@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from grpokit.doctor import RULES, Finding, diagnose
 
+from . import dumps
 from .cases import FAULTS, HEALTHY, RECIPES, default_run, perturbed
 
 
@@ -25,6 +27,11 @@ def check(case, place, warm=None):
 @pytest.mark.parametrize("case", [c for c in (*FAULTS, *HEALTHY) if not c.trained], ids=named)
 def test_dumps(case, tmp_path):
     check(case, tmp_path / "case")
+
+
+def test_nothing_is_said_of_ages_that_nobody_knows(tmp_path):
+    record = dumps.dump(tmp_path / "case", dumps.unknown_versions(np.random.default_rng(0)))
+    assert wrong(record) == set()
 
 
 @pytest.mark.slow

@@ -42,9 +42,10 @@ def starved_source(record: Record, bound: Bounds) -> Iterator[Seen]:
     age = _ages(rows)
     for code, name in enumerate(rows.sources):
         own = rows["source"] == code
-        if not own.any() or own.all():
+        aged = np.isfinite(age)
+        if not (own & aged).any() or not (~own & aged).any():
             continue
-        older = float(np.nanmean(age[own]) - np.nanmean(age[~own]))
+        older = float(age[own & aged].mean() - age[~own & aged].mean())
         if older < bound["age"]:
             continue
         measured = _kept(rows, own) if "keep" in rows else _vanishes(rows, own)
