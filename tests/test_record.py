@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grpokit import FileError
+from grpokit import FileError, InputTypeError
 from grpokit.record import Metrics, read_record
 
 
@@ -82,6 +82,23 @@ def test_rows_of_any_container_and_their_texts(tmp_path):
         assert (found.groups, found.format, len(found)) == (3, "columns", 12)
         assert record.metrics is None
         assert len(record.problems) == (name == "b.jsonl")
+
+
+@pytest.mark.parametrize("word", ["reward", "response_len", "step"])
+def test_numbers_that_are_texts(tmp_path, word):
+    """Of a reward it is an error; of what a rule may do without, that column alone is not there."""
+    rows = {"group_id": ["a", "a"], "reward": [0.0, 1.0], "step": [1, 1], "response_len": [5, 6]}
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet")
+    pq.write_table(pa.table(rows | {word: list(map(str, rows[word]))}), tmp_path / "1.parquet")
+    if word == "reward":
+        with pytest.raises(InputTypeError, match="'reward' holds Arrow's string; expected numbers"):
+            read_record(tmp_path)
+        return
+    record = read_record(tmp_path)
+    assert word not in record.rows
+    assert record.rows["reward"].tolist() == [0, 1, 0, 1]
+    (problem,) = record.problems
+    assert f"{word!r} was not read" in problem
 
 
 def test_of_many_files_some_are_read_and_the_last_is_among_them(tmp_path):

@@ -269,6 +269,9 @@ def read_rows(
         problems.append(f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: there are no rows")
         return None
     names = dict.fromkeys(name for part in parts for name in part)
+    for name in [name for name in names if any(name not in part for part in parts)]:
+        problems.append(f"the column {name!r} was not read: it has numbers in some files and something else in others")
+        del names[name]
     joined = {name: np.concatenate([part.pop(name) for part in parts]) for name in names}
     joined["group"] = _numbered(joined["group"])
     return Rows(
@@ -305,6 +308,7 @@ def _columns(table: pa.Table, read: Reading, own: Sequence[str], sources: dict[s
 
     from grpokit._native import ArrowColumn
     from grpokit.columns import take
+    from grpokit.errors import error
     from grpokit.io.decide import hashes
     from grpokit.rollouts import group
 
@@ -317,6 +321,9 @@ def _columns(table: pa.Table, read: Reading, own: Sequence[str], sources: dict[s
         if word in read.names:
             column = table[str(read.names[word])]
             if not _is_number(column.type):
+                if word == "reward":
+                    given = f"Arrow's {column.type}"
+                    raise error("column_type", column=read.names[word], given=given, expected="numbers")
                 continue
             found[word] = np.array(column.cast("float64").to_numpy(), np.float64)  # no view, which would hold the table
     if "finish" in read.names:
