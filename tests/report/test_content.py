@@ -162,6 +162,16 @@ def test_the_same_text_with_two_rewards(rows_writer):
     assert "The same text got rewards from 0 to 1." in found[0]["why"]
 
 
+def test_not_all_is_the_same_where_the_rest_has_no_reward(tmp_path):
+    path = tmp_path / "d.jsonl"
+    for other, same in (("b", False), ("a", True)):
+        rows = [{"group_id": g, "text": "a" * 150 + "xyz" * 50, "reward": float(g)} for g in range(2)]
+        rows += [{"group_id": g, "text": other * 150 + "xyz" * 50, "reward": None} for g in range(2)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        why = [why for one in of(path)["runs"][0]["groups"]["suspicious"] for why in one["why"]]
+        assert ("All 2 completions are the same text." in why) == same
+
+
 def test_findings_are_told(run, monkeypatch):
     monkeypatch.setitem(RULES, "D001", lambda _: [FOUND])
     said = of(run)

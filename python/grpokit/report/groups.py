@@ -234,7 +234,8 @@ def _same(written: dict[int, str | None], reward: dict[int, float]) -> list[str]
         if len(values) > 1 and min(values) < max(values):
             said.append(f"The same text got rewards from {told(min(values))} to {told(max(values))}.")
             break
-    if len(by_text) == 1 and len(written) > 1 and len(next(iter(by_text)) or "") >= ENOUGH:
+    texts = set(written.values())
+    if len(texts) == 1 and len(written) > 1 and len(next(iter(texts)) or "") >= ENOUGH:
         said.append(f"All {len(written)} completions are the same text.")
     return said
 
