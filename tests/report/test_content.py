@@ -172,6 +172,21 @@ def test_not_all_is_the_same_where_the_rest_has_no_reward(tmp_path):
         assert ("All 2 completions are the same text." in why) == same
 
 
+def test_step_0_of_a_dump_is_a_step(tmp_path):
+    """Of a run it is the evaluation before the first; rows of it were sampled as those of any other."""
+    path = tmp_path / "d.jsonl"
+    for first in (0, 1):
+        rows = [
+            {"group_id": n // 4, "step": first + n // 8, "reward": float(n % 3), "response_len": n} for n in range(32)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        said = of(path)
+        for name, values in (("reward", [0.875, 1, 1.125, 0.875]), ("length", [3.5, 11.5, 19.5, 27.5])):
+            (series,) = panel(said, name)["series"]
+            assert (series["steps"], series["values"]) == ([first + at for at in range(4)], values)
+        assert {"name": "reward", "value": "0.875 → 0.875"} in said["runs"][0]["facts"]
+
+
 def test_findings_are_told(run, monkeypatch):
     monkeypatch.setitem(RULES, "D001", lambda _: [FOUND])
     said = of(run)

@@ -26,6 +26,8 @@ class Metrics:
         The steps, ascending.
     columns : dict of str to (N,) float64
         By TRL's names where TRL has one; NaN where a step has none.
+    of_rows : bool
+        Whether they are those of rows: then a step 0 is a step like the others, and no evaluation.
 
     Examples
     --------
@@ -38,6 +40,7 @@ class Metrics:
 
     steps_N: NDArray[np.int64]
     columns: dict[str, NDArray[np.float64]] = field(repr=False)
+    of_rows: bool = False
 
     @classmethod
     def of(cls, rows: Iterable[dict[str, Any]]) -> Metrics:
@@ -72,6 +75,8 @@ class Metrics:
 
     def trained(self) -> Metrics:
         """Without step 0, which is the evaluation before the first one."""
+        if self.of_rows:
+            return self
         at = self.steps_N > 0
         return Metrics(self.steps_N[at], {name: values[at] for name, values in self.columns.items()})
 

@@ -36,7 +36,7 @@ def metrics_of(rows: Rows) -> Metrics | None:
     steps_S, means = rows.step_means(*names)
     columns = {MEANS[word]: mean for word, mean in zip(names, means, strict=True)}
     columns |= _spreads(rows, steps_S)
-    return Metrics(steps_S, columns)
+    return Metrics(steps_S, columns, of_rows=True)
 
 
 def _spreads(rows: Rows, steps_S: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
