@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpokit import FileError, InputTypeError
+from grpokit.doctor import diagnose
 from grpokit.record import Metrics, read_record
+from grpokit.report import content
 
 
 def run(place, lines, **files):
@@ -99,6 +101,26 @@ def test_numbers_that_are_texts(tmp_path, word):
     assert record.rows["reward"].tolist() == [0, 1, 0, 1]
     (problem,) = record.problems
     assert f"{word!r} was not read" in problem
+
+
+def test_the_last_groups_are_those_of_the_last_steps(tmp_path):
+    """Frameworks that name their files 9.jsonl and 10.jsonl are read in the order of the names."""
+    from grpokit.record.rows import read_rows
+
+    for step in range(1, 121):
+        text = "and so on " * 40 if step > 100 else "what was asked for"
+        rows = [
+            {"group_id": at // 4, "step": step, "reward": at % 2, "prompt": f"{step} {at // 4}", "text": f"{at} {text}"}
+            for at in range(16)
+        ]
+        (tmp_path / f"{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = read_record(tmp_path)
+    steps = record.rows["step"]
+    assert steps[record.rows.firsts[record.rows.in_time]].tolist() == [step for step in range(1, 121) for _ in range(4)]
+    assert [finding.code for finding in diagnose(record)] == ["D015"]
+    assert [one["step"] for one in content([record])["runs"][0]["groups"]["best"]] == [120] * 3
+    rows = read_rows(sorted(tmp_path.glob("*.jsonl")), [], most_files=3)
+    assert np.unique(rows["step"]).tolist() == [1, 61, 120]
 
 
 def test_of_many_files_some_are_read_and_the_last_is_among_them(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import weakref
@@ -132,6 +133,12 @@ class Rows:
         rows_G[self["group"][::-1]] = np.arange(len(self) - 1, -1, -1)
         return rows_G
 
+    @cached_property
+    def in_time(self) -> NDArray[np.int64]:
+        """The groups, (G,), by their steps where there are some, then in order of appearance."""
+        # Names of files put step 10 before step 2.
+        return np.argsort(self["step"][self.firsts], kind="stable") if "step" in self else np.arange(self.groups)
+
     def by_step(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The steps that there are, (S,) in order, and each row's place among them, (N,); S where a row has none."""
         steps_N = self["step"]
@@ -233,6 +240,8 @@ def read_rows(
     from grpokit.io.files import open_input
     from grpokit.io.reading import reading
 
+    if len(paths) > most_files:
+        paths = sorted(paths, key=_by_number)
     chosen = [paths[at] for at in np.unique(np.linspace(0, len(paths) - 1, most_files).round().astype(int))]
     held = _Held()
     opened, readable = [], []
@@ -285,6 +294,11 @@ def read_rows(
         _only(read, TEXTS),
         held,
     )
+
+
+def _by_number(path: Path) -> list[str | int]:
+    """A name whose numbers are numbers: file 9 comes before file 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
 class _Held:

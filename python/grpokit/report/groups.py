@@ -87,7 +87,7 @@ class _Table:
         counts = rows.group_rewards.count
         self.count = rows.groups
         self.mean_G = rows.group_rewards.mean
-        self.first_G = rows.firsts
+        self.place_G = np.argsort(rows.in_time)
         self.high = float(np.quantile(self.mean_G[counts > 0], 0.9)) if (counts > 0).any() else np.inf
         self.low = float(self.mean_G[counts > 0].min()) if (counts > 0).any() else np.inf
 
@@ -96,7 +96,7 @@ class _Table:
         known = np.flatnonzero(np.isfinite(self.mean_G))
         if not len(known):
             return [], []
-        latest = self.first_G[known]
+        latest = self.place_G[known]
         best = known[np.lexsort((-latest, -self.mean_G[known]))][:most].tolist()
         worst = known[np.lexsort((-latest, self.mean_G[known]))]
         return best, [at for at in worst[:most].tolist() if at not in best]
@@ -107,19 +107,25 @@ class _Table:
         rewarded = np.nan_to_num(rows["reward"], nan=-np.inf) > self.low
         lists: list[Any] = []
         if "truncated" in rows:
-            lists.append(_last(rows["group"][rewarded & (rows["truncated"] == 1)], most // 3))
+            lists.append(self.last(rewarded & (rows["truncated"] == 1), most // 3))
         if "response_len" in rows:
             usual = self.usual()
-            lists.append(_last(rows["group"][rewarded & (rows["response_len"] > LONG * usual)], most // 3))
-            lists.append(_last(rows["group"][rewarded & (rows["response_len"] <= 1)], most // 6))
+            lists.append(self.last(rewarded & (rows["response_len"] > LONG * usual), most // 3))
+            lists.append(self.last(rewarded & (rows["response_len"] <= 1), most // 6))
         good = np.flatnonzero(np.nan_to_num(self.mean_G, nan=-np.inf) >= self.high)
-        lists.append(good[np.argsort(self.first_G[good])][-most // 3 :][::-1])
+        lists.append(good[np.argsort(self.place_G[good])][-most // 3 :][::-1])
         taken = dict.fromkeys(int(at) for part in lists for at in part)
-        for at in _last(rows["group"], most):
+        for at in self.last(slice(None), most):
             if len(taken) >= most:
                 break
             taken.setdefault(int(at))
         return list(taken)[:most]
+
+    def last(self, which: Any, most: int) -> list[int]:
+        """The last groups of some rows, the very last first."""
+        there = np.bincount(self.rows["group"][which], minlength=self.count) > 0
+        found: list[int] = self.rows.in_time[there[self.rows.in_time]][-most:][::-1].tolist()
+        return found
 
     def usual(self) -> float:
         """The median length, of a sample where there are many."""
@@ -197,16 +203,6 @@ class _Table:
             "prompt": None if prompt is None else excerpt(prompt, PROMPT, TAIL),
             "completions": completions,
         }
-
-
-def _last(groups_N: NDArray[np.int64], most: int) -> list[int]:
-    """The last different ones."""
-    found: dict[int, None] = {}
-    for at in groups_N[::-1][: 64 * most].tolist():
-        found.setdefault(at)
-        if len(found) >= most:
-            break
-    return list(found)
 
 
 def _many(rows: Sequence[int]) -> str:

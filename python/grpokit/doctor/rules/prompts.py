@@ -60,4 +60,5 @@ def visits(record: Record, bound: Bounds) -> Iterator[Seen]:
 
 def _counts(rows: Rows) -> Counter[str]:
     """Visits of prompts, by the first row of each group; of many groups the last ones."""
-    return Counter(text["prompt"] for text in rows.texts(rows.firsts[-LOOKED_AT:]) if text["prompt"] is not None)
+    firsts = rows.firsts[rows.in_time[-LOOKED_AT:]]
+    return Counter(text["prompt"] for text in rows.texts(firsts) if text["prompt"] is not None)

@@ -104,7 +104,7 @@ def duplicates(record: Record, bound: Bounds) -> Iterator[Seen]:
 
 def _last_groups(rows: Rows) -> np.ndarray:
     """The rows of some groups of the last third."""
-    groups = np.unique(np.linspace(2 * rows.groups // 3, rows.groups - 1, GROUPS).round().astype(int))
-    chosen = np.flatnonzero(np.isin(rows["group"], groups))
+    places = np.unique(np.linspace(2 * rows.groups // 3, rows.groups - 1, GROUPS).round().astype(int))
+    chosen = np.flatnonzero(np.isin(rows["group"], rows.in_time[places]))
     # A group may be all there is.
     return chosen[np.unique(np.linspace(0, len(chosen) - 1, 800).round().astype(int))] if len(chosen) else chosen
