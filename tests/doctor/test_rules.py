@@ -29,6 +29,13 @@ def test_dumps(case, tmp_path):
     check(case, tmp_path / "case")
 
 
+@pytest.mark.parametrize("scored", [0, 0.2])
+def test_groups_that_were_not_scored_have_no_equal_rewards(tmp_path, scored):
+    rows = dumps.rows_of(np.random.default_rng(0), 200)
+    rows = [row | {"reward": row["reward"] if at < scored * len(rows) else None} for at, row in enumerate(rows)]
+    assert wrong(dumps.dump(tmp_path / "case", rows)) == {"D002"}
+
+
 def test_nothing_is_said_of_ages_that_nobody_knows(tmp_path):
     record = dumps.dump(tmp_path / "case", dumps.unknown_versions(np.random.default_rng(0)))
     assert wrong(record) == set()

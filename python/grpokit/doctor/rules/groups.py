@@ -142,13 +142,12 @@ def no_signal(record: Record, bound: Bounds) -> Iterator[Seen]:
         means = record.metrics.trained().there("reward")[1]
         p = float(means[-len(found.late) :].mean()) if len(means) else float("nan")
         steps: tuple[int, int] | None = found.steps
-    elif record.rows is not None and record.rows.groups >= 20:
-        rows = record.rows
-        late, p, size = _without_signal(rows)
-        if late - bound["errors"] * (late * (1 - late) / rows.groups) ** 0.5 < bound["share"]:
+    elif record.rows is not None and (scored := int((record.rows.group_rewards.count > 0).sum())) >= 20:
+        late, p, size = _without_signal(record.rows)
+        if late - bound["errors"] * (late * (1 - late) / scored) ** 0.5 < bound["share"]:
             return
-        numbers, steps = {"share": late, "groups": rows.groups}, None
-        message = f"{late:.0%} of {rows.groups} groups have equal rewards"
+        numbers, steps = {"share": late, "groups": scored}, None
+        message = f"{late:.0%} of {scored} groups have equal rewards"
     else:
         return
     if size and 0 <= p <= 1 and not _of_degrees(record):
@@ -165,7 +164,7 @@ def _of_degrees(record: Record) -> bool:
 
 
 def _without_signal(rows: Rows) -> tuple[float, float, int]:
-    """The share of groups with equal rewards, the mean reward, and the usual size of a group."""
+    """The share of groups with equal rewards, of those that have some, the mean reward, a group's usual size."""
     rewards, of = rows.scored("reward"), rows.group_rewards
     size = int(np.argmax(np.bincount(np.bincount(rows["group"]))))
-    return float((of.high <= of.low).mean()), float(rewards.mean()) if len(rewards) else float("nan"), size
+    return float((of.high == of.low)[of.count > 0].mean()), float(rewards.mean()), size
