@@ -193,6 +193,19 @@ def test_a_directory_of_trls_trainer(tmp_path):
     assert record.rows.texts([1])[0]["text"] == "c"
 
 
+@pytest.mark.parametrize("first", ["checkpoint-9", "checkpoint-10"])
+def test_the_last_checkpoint_is_the_one_with_most_steps(tmp_path, first):
+    """Whichever was copied first."""
+    for name, steps in (("checkpoint-9", 9), ("checkpoint-10", 10)):
+        (tmp_path / name).mkdir()
+        history = [{"step": at, "reward": at / 2} for at in range(1, steps + 1)]
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+        os.utime(tmp_path / name / "trainer_state.json", (1, 1) if name == first else (2, 2))
+    record = read_record(tmp_path)
+    assert len(record.metrics) == 10
+    assert ["it has more steps" in problem for problem in record.problems] == ([True] if first[-1] == "0" else [])
+
+
 def test_a_step_that_is_there_twice():
     metrics = Metrics.of([{"step": 2, "a": 1}, {"step": 2, "a": True, "b": "x"}])
     assert len(metrics) == 1

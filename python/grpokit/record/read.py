@@ -102,10 +102,24 @@ def _metrics(place: Path, problems: list[str]) -> Metrics | None:
         if (place / "metrics.jsonl").is_file():
             return read_metrics(place / "metrics.jsonl", problems)
         if states:
-            return read_trainer_state(max(states, key=lambda path: path.stat().st_mtime_ns), problems)
+            newest = max(states, key=lambda path: path.stat().st_mtime_ns)
+            # Files that were copied, or fetched, are of the time at which that was done.
+            furthest = max(states, key=lambda path: (_steps_of(path), path == newest))
+            if furthest != newest:
+                problems.append(f"{newest} is newer than {furthest}, which was read: it has more steps")
+            return read_trainer_state(furthest, problems)
     except OSError as problem:
         problems.append(f"{problem.filename}: {problem.strerror}")
     return None
+
+
+def _steps_of(path: Path) -> int:
+    """How many steps a state of a trainer is of; -1 where it does not say."""
+    try:
+        steps = json.loads(path.read_bytes())["log_history"][-1]["step"]
+        return steps if isinstance(steps, int) else -1
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return -1
 
 
 def _config(path: Path, problems: list[str]) -> dict[str, Any] | None:
