@@ -91,6 +91,7 @@ def test_two_runs_are_laid_over_each_other(run, other):
     assert {"kept", "kept-1", "time", "time-1", "rewards", "rewards-1"} <= {one["id"] for one in said["panels"]}
     assert {row["name"] for row in said["differences"]} >= {"recipe", "seed"}
     assert said["verdict"] == "A: nothing found; B: nothing found"
+    assert "**A: nothing found; B: nothing found.**" in to_markdown(said)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

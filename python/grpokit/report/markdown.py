@@ -24,7 +24,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     runs = content["runs"]
     parts = [
         f"# grpokit report: {_code(', '.join(run['path'] for run in runs))}",
-        f"**{content['verdict'].capitalize()}.**",
+        f"**{content['verdict'][:1].upper()}{content['verdict'][1:]}.**",
     ]
     parts += [f"- {_words(text)}" for text in content["problems"]]
     for run in runs:
