@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -98,6 +99,17 @@ def with_optional_parts(
     if rollout_logps is not None:
         loss = loss * (old_logps - rollout_logps)[mask].exp().mean().detach()
     return loss
+
+
+class Output(NamedTuple):
+    """As trainers that return their metrics beside the loss have it."""
+
+    clipped: float
+    loss: torch.Tensor
+
+
+def named_parts(logps, old_logps, advantages, mask):
+    return Output(0.0, sound(logps, old_logps, advantages, mask))
 
 
 class PolicyLoss(torch.nn.Module):

@@ -34,6 +34,7 @@ def verdicts(made, *laws, examples=30):
         (given.in_numpy_with_gradient, "dapo", {"library": "numpy"}),
         (given.counted, "dapo", {"library": "torch"}),
         (given.with_optional_parts, "dapo", {"library": "torch"}),
+        (given.named_parts, "dapo", {"library": "torch"}),
         (given.as_module, "dapo", {"library": "torch"}),
         (given.twice_decorated, "dapo", {"library": "torch"}),
         (given.bound_numbers, "dapo", {"advantages": "row"}),

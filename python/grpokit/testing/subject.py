@@ -240,7 +240,8 @@ class Subject:
         def scalar(leaves: dict[str, Any]) -> Any:
             result = self._called({**given, **leaves})
             kept.setdefault("result", result)  # of the first call: jax's second is with tracers
-            value = result[0] if isinstance(result, tuple | list) and len(result) else _first(result)
+            several = isinstance(result, tuple | list) and len(result) and not _named_loss(result)
+            value = result[0] if several else _first(result)
             shape = tuple(getattr(value, "shape", ()))
             if shape not in ((), (1,)) or not hasattr(value, "__float__"):
                 what = f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
@@ -389,12 +390,19 @@ def _token_mask(case: Rollouts) -> NDArray[np.bool_]:
 
 def _first(result: Any) -> Any:
     """The loss of what a function returned: itself, the first of several, an entry or an attribute ``loss``."""
+    if _named_loss(result):
+        return result.loss
     numbers = isinstance(result, list) and all(getattr(x, "shape", ()) == () and not _holds(x) for x in result)
     if isinstance(result, tuple | list) and not numbers and any(not isinstance(x, int | float) for x in result):
         return result[0]
     if isinstance(result, dict) and "loss" in result:
         return result["loss"]
     return getattr(result, "loss", result)
+
+
+def _named_loss(result: Any) -> bool:
+    """Whether it is a tuple whose parts have names, and one of them is ``loss``, the first or not."""
+    return isinstance(result, tuple) and "loss" in getattr(result, "_fields", ())
 
 
 def _holds(x: Any) -> bool:
