@@ -103,24 +103,30 @@ def test_numbers_that_are_texts(tmp_path, word):
     assert f"{word!r} was not read" in problem
 
 
-def test_the_last_groups_are_those_of_the_last_steps(tmp_path):
-    """Frameworks that name their files 9.jsonl and 10.jsonl are read in the order of the names."""
+@pytest.mark.parametrize("named", [True, False], ids=["steps in the rows", "steps in the names of files alone"])
+def test_the_last_groups_are_those_of_the_last_steps(tmp_path, named):
+    """Frameworks name their files 9.jsonl and 10.jsonl; what has steps goes by these, whatever the names are."""
     from grpokit.record.rows import read_rows
 
     for step in range(1, 121):
         text = "and so on " * 40 if step > 100 else "what was asked for"
         rows = [
-            {"group_id": at // 4, "step": step, "reward": at % 2, "prompt": f"{step} {at // 4}", "text": f"{at} {text}"}
+            {"group_id": f"{step}-{at // 4}", "reward": at % 2, "prompt": f"{step} {at // 4}", "text": f"{at} {text}"}
+            | ({"step": step} if named else {})
             for at in range(16)
         ]
-        (tmp_path / f"{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        name = f"{step * 50 % 121}.jsonl" if named else f"{step}.jsonl"
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = read_record(tmp_path)
-    steps = record.rows["step"]
-    assert steps[record.rows.firsts[record.rows.in_time]].tolist() == [step for step in range(1, 121) for _ in range(4)]
+    rows = record.rows
+    prompts = [text["prompt"] for text in rows.texts(rows.firsts[rows.in_time])]
+    assert prompts == [f"{step} {at}" for step in range(1, 121) for at in range(4)]
     assert [finding.code for finding in diagnose(record)] == ["D015"]
-    assert [one["step"] for one in content([record])["runs"][0]["groups"]["best"]] == [120] * 3
-    rows = read_rows(sorted(tmp_path.glob("*.jsonl")), [], most_files=3)
-    assert np.unique(rows["step"]).tolist() == [1, 61, 120]
+    best = content([record])["runs"][0]["groups"]["best"]
+    assert [one["prompt"]["text"] for one in best] == ["120 3", "120 2", "120 1"]
+    if not named:
+        rows = read_rows(sorted(tmp_path.glob("*.jsonl")), [], most_files=3)
+        assert [text["prompt"] for text in rows.texts([0, 16, 32])] == ["1 0", "61 0", "120 0"]
 
 
 def test_of_many_files_some_are_read_and_the_last_is_among_them(tmp_path):

@@ -54,7 +54,7 @@ class GroupRewards:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of rollouts, in the order of the files.
+    """Rows of rollouts, in the order of the files' names, 9 before 10.
 
     Parameters
     ----------
@@ -136,7 +136,6 @@ class Rows:
     @cached_property
     def in_time(self) -> NDArray[np.int64]:
         """The groups, (G,), by their steps where there are some, then in order of appearance."""
-        # Names of files put step 10 before step 2.
         return np.argsort(self["step"][self.firsts], kind="stable") if "step" in self else np.arange(self.groups)
 
     def by_step(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -240,8 +239,7 @@ def read_rows(
     from grpokit.io.files import open_input
     from grpokit.io.reading import reading
 
-    if len(paths) > most_files:
-        paths = sorted(paths, key=_by_number)
+    paths = sorted(paths, key=_by_number)
     chosen = [paths[at] for at in np.unique(np.linspace(0, len(paths) - 1, most_files).round().astype(int))]
     held = _Held()
     opened, readable = [], []
