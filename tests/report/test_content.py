@@ -158,6 +158,13 @@ def test_what_is_suspicious_says_why(tmp_path, row, why):
     assert any(why in said for one in found for said in one["why"]), found
 
 
+def test_a_letter_that_python_does_not_know_yet_is_no_control_character(tmp_path):
+    path = tmp_path / "d.jsonl"
+    rows = [{"group_id": 1, "text": f"{n} \U0001fffa \u0378\r\n", "reward": float(n)} for n in range(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert of(path)["runs"][0]["groups"]["suspicious"] == []
+
+
 def test_the_same_text_with_two_rewards(rows_writer):
     found = of(rows_writer("d.jsonl", texts=["same"]))["runs"][0]["groups"]["suspicious"]
     assert "The same text got rewards from 0 to 1." in found[0]["why"]

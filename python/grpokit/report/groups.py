@@ -6,6 +6,7 @@ length, and the last ones. Each says why it is there.
 
 from __future__ import annotations
 
+import unicodedata
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -215,8 +216,9 @@ def _loops(text: str) -> bool:
 
 
 def _hides(text: str) -> bool:
-    part = text[:20_000]
-    return visible(part) != part.replace("\r\n", "\n")
+    part = text[:20_000].replace("\r\n", "\n")
+    # What this Python's Unicode does not know yet is an emoji of last year.
+    return visible(part) != part and any(visible(x) != x and unicodedata.category(x) != "Cn" for x in set(part))
 
 
 def _same(written: dict[int, str | None], reward: dict[int, float]) -> list[str]:
