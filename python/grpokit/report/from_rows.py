@@ -41,9 +41,7 @@ def metrics_of(rows: Rows) -> Metrics | None:
 
 def _spreads(rows: Rows, steps_S: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """By step: the mean over groups of the standard deviation (N − 1), and the share in which it is 0."""
-    step_G = np.full(rows.groups, np.nan)
-    step_G[rows["group"]] = rows["step"]
-    of = rows.group_rewards
+    step_G, of = rows["step"][rows.firsts], rows.group_rewards
     known = (of.count > 0) & np.isfinite(step_G)
     codes = np.searchsorted(steps_S, step_G[known])
     counts = np.bincount(codes, minlength=len(steps_S))

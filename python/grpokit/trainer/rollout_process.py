@@ -94,6 +94,6 @@ def serve(connection: Connection, send: Callable[[Any], None], setup: Setup) -> 
             engine.load(policy, order.version)
             chosen, _ = steered(recipe, config, order.controllers)
             gathered = collector.collect(chosen)
-            if config.async_level:
+            if config.async_level:  # at level 0 the trainer has these weights still, and compares
                 gathered.measured |= sampled_ahead(policy, gathered, config)
             send(("sampled", gathered, collector.state()))
